@@ -1,0 +1,1 @@
+"""Training of SR-LLM bundles: data, annotation, tuning, calibration."""
