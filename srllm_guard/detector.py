@@ -1,0 +1,260 @@
+"""Detection: text in, one verdict for each segment out.
+
+Consecutive segments are judged in windows, so each has its neighbours as context and every token is
+read once. Where the text hides what it says (look-alike letters, l33t, zero-width characters), a
+folded view is judged beside the plain one, and the worse verdict counts.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from srllm_guard.engines.base import Floats, Scores, Window
+from srllm_guard.labels import CATEGORIES, LABELS, SLICES, UNSAFE
+from srllm_guard.models.bundle import Calibration
+from srllm_guard.prompt import Prompt, Range
+from srllm_guard.results import Detection, LabelScore, Span
+from srllm_guard.text.normalize import View, fold, view
+from srllm_guard.text.segments import Segment
+
+WINDOW = 900
+"""Most characters of a window."""
+
+GAP = 120
+"""Segments further apart than this (a block of code between them) share no window."""
+
+DIGITS = 4
+"""Probabilities are rounded to this, so that the size of a batch cannot show in a result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the heads say of one segment."""
+
+    score: float
+    """Calibrated probability that it is unsafe."""
+    labels: dict[str, tuple[float, ...]]
+    """Probability of each value of each label."""
+    spans: tuple[Span, ...]
+    """The phrases that are most likely unsafe, at offsets of the whole text. Always at least one,
+    so that a segment which a strict policy flags says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One window of one text, and how its tokens lie in that text."""
+
+    text: int
+    """Number of the text."""
+    segments: tuple[int, ...]
+    """Numbers of the segments that are judged; -1 stands for one that is context only."""
+    window: Window
+    ranges: tuple[Range, ...]
+    """Where each token stands in the text."""
+
+
+Run = Callable[[Sequence[Window]], list[Scores]]
+"""Runs windows through an engine."""
+
+
+class Detector:
+    """Judges texts with the heads of one bundle."""
+
+    def __init__(self, prompt: Prompt, calibration: Calibration, max_tokens: int) -> None:
+        self._prompt = prompt
+        self._calibration = calibration
+        self._max_tokens = max_tokens
+
+    def judge(
+        self, texts: Sequence[tuple[str, Sequence[Segment]]], run: Run
+    ) -> list[list[Verdict]]:
+        """Verdicts of the segments of each text, in order.
+
+        Args:
+            texts: each text with those of its segments that are to be judged.
+            run: runs windows through the engine; its errors pass through.
+        """
+        pieces = [
+            piece
+            for number, (text, segments) in enumerate(texts)
+            for piece in self._pieces(number, text, segments)
+        ]
+        scores = run([piece.window for piece in pieces]) if pieces else []
+        found: list[list[Verdict | None]] = [[None] * len(segments) for _, segments in texts]
+        for piece, score in zip(pieces, scores, strict=True):
+            text = texts[piece.text][0]
+            for row, number in enumerate(piece.segments):
+                if number < 0:
+                    continue
+                verdict = self._verdict(text, piece, row, score)
+                before = found[piece.text][number]
+                if before is None or verdict.score > before.score:
+                    found[piece.text][number] = verdict
+        return [[verdict or NOTHING for verdict in verdicts] for verdicts in found]
+
+    def _pieces(self, number: int, text: str, segments: Sequence[Segment]) -> Iterator[_Piece]:
+        for first, last, context in _grouped(segments):
+            group = segments[first - context : last]
+            judged = (-1,) * context + tuple(range(first, last))
+            start, end = group[0].start, group[-1].end
+            within = [(segment.start - start, segment.end - start) for segment in group]
+            plain = view(text[start:end])
+            views = [plain]
+            if (folded := fold(text[start:end])).text != plain.text:
+                views.append(folded)
+            for seen in views:
+                window, ranges = self._prompt.window(seen.text, [_seen(seen, r) for r in within])
+                placed = tuple(
+                    tuple(start + at for at in seen.original(*where)) if where[0] < where[1] else (0, 0)
+                    for where in ranges
+                )
+                yield from _fitting(number, judged, window, placed, self._max_tokens)
+
+    def _verdict(self, text: str, piece: _Piece, row: int, scores: Scores) -> Verdict:
+        calibration = self._calibration
+        logits = scores.labels[row].astype(np.float64)
+        score = _sigmoid(calibration.scale * logits[UNSAFE] + calibration.shift)
+        labels = {
+            name: tuple(
+                round(float(p), DIGITS)
+                for p in _softmax(logits[SLICES[name]] / calibration.temperatures.get(name, 1.0))
+            )
+            for name in LABELS
+        }
+        tokens = [n for n, owner in enumerate(piece.window.owner) if owner == row]
+        spans = _spans(text, piece.ranges, tokens, scores.spans, calibration.span_threshold)
+        return Verdict(round(float(score), DIGITS), labels, spans)
+
+
+def summarise(
+    verdicts: Sequence[Verdict],
+    flagged: Sequence[bool],
+    *,
+    verified: bool,
+    language: str | None,
+) -> Detection:
+    """One `Detection` of a whole text from the verdicts of its segments.
+
+    Each risk label is that of the segment where its safe value is least likely; sentiment is the
+    mean over the segments.
+    """
+    labels = {}
+    for name, values in LABELS.items():
+        rows = [verdict.labels[name] for verdict in verdicts] or [NOTHING.labels[name]]
+        if name == "sentiment":
+            chances = tuple(round(sum(column) / len(rows), DIGITS) for column in zip(*rows, strict=True))
+        else:
+            chances = min(rows, key=lambda row: row[0])
+        best = max(range(len(values)), key=lambda n: chances[n])
+        labels[name] = LabelScore(values[best], dict(zip(values, chances, strict=True)))
+    spans = [s for v, flag in zip(verdicts, flagged, strict=True) if flag for s in v.spans]
+    return Detection(
+        score=max((verdict.score for verdict in verdicts), default=0.0),
+        unsafe=any(flagged),
+        spans=tuple(sorted(spans, key=lambda span: span.start)),
+        verified=verified,
+        language=language,
+        **labels,
+    )
+
+
+NOTHING = Verdict(
+    0.0,
+    {
+        "bias": (1.0, 0.0),
+        "toxicity": (1.0, 0.0, 0.0),
+        "sentiment": (0.0, 1.0, 0.0),
+        "harm": (1.0, 0.0, 0.0),
+    },
+    (),
+)
+"""The verdict on a segment without a token."""
+
+
+def _grouped(segments: Sequence[Segment]) -> Iterator[tuple[int, int, int]]:
+    """First and last (exclusive) segment of each window, and whether the one before is context."""
+    first = 0
+    while first < len(segments):
+        context = int(
+            first > 0
+            and segments[first].start - segments[first - 1].end <= GAP
+            and segments[first].end - segments[first - 1].start <= WINDOW
+        )
+        start, last = segments[first - context].start, first + 1
+        while (
+            last < len(segments)
+            and segments[last].end - start <= WINDOW
+            and segments[last].start - segments[last - 1].end <= GAP
+        ):
+            last += 1
+        yield first, last, context
+        first = last
+
+
+def _seen(seen: View, where: Range) -> Range:
+    """The range of a view that stands for a range of its original."""
+    offsets = seen.offsets
+    return bisect_left(offsets, where[0]), bisect_left(offsets, where[1])
+
+
+def _fitting(
+    number: int, judged: tuple[int, ...], window: Window, placed: tuple[Range, ...], most: int
+) -> Iterator[_Piece]:
+    """The piece itself, or parts of it where the model takes fewer tokens."""
+    for start in range(0, max(1, len(window.ids)), most):
+        part = slice(start, start + most)
+        yield _Piece(
+            number,
+            judged,
+            Window(window.ids[part], window.owner[part], window.segments),
+            placed[part],
+        )
+
+
+def _spans(
+    text: str, ranges: Sequence[Range], tokens: Sequence[int], logits: Floats, threshold: float
+) -> tuple[Span, ...]:
+    """Runs of tokens that are likely unsafe, grown to whole words."""
+    if not tokens:
+        return ()
+    chances = _sigmoid(logits[tokens].astype(np.float64))  # [tokens, categories]
+    peak = chances.max(-1)
+    # Where nothing reaches the threshold, the likeliest phrase is named all the same.
+    cut = min(threshold, float(peak.max()) * 0.6)
+    marked = [n for n, chance in enumerate(peak) if chance >= cut]
+    found: list[Span] = []
+    for _, group in groupby(enumerate(marked), key=lambda pair: pair[1] - pair[0]):
+        run = [n for _, n in group]
+        start, end = _whole_words(text, ranges[tokens[run[0]]][0], ranges[tokens[run[-1]]][1])
+        mean = chances[run].mean(0)
+        category = CATEGORIES[int(mean.argmax())]
+        score = round(float(peak[run].max()), DIGITS)
+        if found and not any(c.isalnum() for c in text[found[-1].end : start]):
+            last = found.pop()
+            category = category if score > last.score else last.category
+            start, score = last.start, max(score, last.score)
+        if start < end:
+            found.append(Span(start, end, category, score))
+    return tuple(found)
+
+
+def _whole_words(text: str, start: int, end: int) -> Range:
+    while start > 0 and text[start - 1].isalnum() and text[start].isalnum():
+        start -= 1
+    while 0 < end < len(text) and text[end].isalnum() and text[end - 1].isalnum():
+        end += 1
+    return start, end
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    powers = np.exp(x - x.max())
+    return powers / powers.sum()

@@ -1,0 +1,91 @@
+"""What every engine is: token ids in, ids and scores out. Text never reaches an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Tokens that are judged together: consecutive segments, each the other's context."""
+
+    ids: Ids
+    """Token ids, the prompt's prefix included; T of them."""
+    owner: tuple[int, ...]
+    """For each token the index of its segment, 0 to `segments - 1`, or -1 for none."""
+    segments: int
+    """Number of segments, S."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Raw logits of one window."""
+
+    labels: Floats
+    """`[S, N_LOGITS]`, laid out as `srllm_guard.labels` says."""
+    spans: Floats
+    """`[T, len(CATEGORIES)]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One continuation to decode."""
+
+    prompt: Ids
+    """Token ids of the whole prompt."""
+    stop: frozenset[int]
+    """The first of these ids ends the continuation and is left out of it."""
+    limit: int
+    """Most new tokens; a continuation that reaches it without a stop id is cut there."""
+    barred: tuple[Ids, ...] = ()
+    """Token sequences that must not occur in the continuation."""
+    temperature: float = 0.0
+    """0 decodes greedily; above, tokens are drawn from the tempered distribution."""
+    seed: int = 0
+    """Seed of the draws; the same request gives the same continuation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What was decoded for one request."""
+
+    ids: Ids
+    """New token ids without the stop id."""
+    finished: bool
+    """Whether a stop id was met within the limit."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs the model of one bundle.
+
+    An engine is called from one thread at a time, keeps no state between calls, and answers in the
+    order asked. Errors are `EngineError`s.
+    """
+
+    name: str
+    """Short name for provenance, such as `reference`."""
+    device: str
+    """Where it runs, such as `cpu` or `cuda:0`."""
+    max_tokens: int
+    """Most tokens of a window, or of a prompt with its continuation."""
+
+    def detect(self, windows: Sequence[Window]) -> list[Scores]:
+        """Judge windows; one `Scores` for each, in order."""
+        ...
+
+    def generate(self, requests: Sequence[Request]) -> list[Continuation]:
+        """Decode continuations; one for each request, in order."""
+        ...
+
+    def info(self) -> dict[str, Any]:
+        """Versions and settings, for `Guard.info()`; JSON-ready."""
+        ...

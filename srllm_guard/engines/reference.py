@@ -1,0 +1,253 @@
+"""The reference engine: transformers runs the model, PEFT's adapter merged or beside it.
+
+It takes any causal LM with an adapter, in full precision or in 4 bits, and is what other engines
+are compared with.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from srllm_guard.engines.base import Continuation, Ids, Request, Scores, Window
+from srllm_guard.errors import BundleError, ConfigError, EngineError, MissingExtra
+from srllm_guard.models.bundle import ADAPTER, ADAPTER_CONFIG, HEADS, Bundle
+
+try:
+    import torch
+    from safetensors.torch import load_file
+    from torch import Tensor
+    from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+except ImportError as error:
+    raise MissingExtra(extra="torch", needed_for="the reference engine") from error
+
+from srllm_guard.engines.heads import DetectionHeads, HeadsConfig
+from srllm_guard.engines.trunk import Trunk
+
+BATCH = 16
+"""Most windows or requests that run together."""
+
+
+class ReferenceEngine:
+    """transformers on CPU or CUDA.
+
+    Args:
+        bundle: adapter, heads and manifest.
+        base: folder of the base weights, see `srllm_guard.models.store.find_base`.
+        device: "cpu", "cuda", "cuda:1" or "auto" (CUDA if it is there).
+        four_bit: load the base in 4 bits by bitsandbytes; the adapter then stays beside it.
+
+    Raises:
+        ConfigError: the device is not there.
+        BundleError: adapter and base do not fit.
+        MissingExtra: torch, PEFT or bitsandbytes is needed and not installed.
+    """
+
+    name = "reference"
+
+    def __init__(
+        self, bundle: Bundle, base: Path, device: str = "auto", *, four_bit: bool = False
+    ) -> None:
+        self._torch_device = _device(device)
+        self.device = str(self._torch_device)
+        self._four_bit = four_bit
+        self._model = _load(bundle, base, self._torch_device, four_bit)
+        self.max_tokens = int(self._model.config.max_position_embeddings)
+        self._heads = _heads(bundle, self._model.config.hidden_size).to(self._torch_device)
+        self._trunk = Trunk(self._model.model, bundle.manifest.layer)
+
+    def detect(self, windows: Sequence[Window]) -> list[Scores]:
+        """See `Engine.detect`."""
+        found: dict[int, Scores] = {}
+        order = sorted(range(len(windows)), key=lambda n: len(windows[n].ids))
+        with torch.inference_mode():
+            for start in range(0, len(order), BATCH):
+                numbers = order[start : start + BATCH]
+                found.update(zip(numbers, self._judge([windows[n] for n in numbers]), strict=True))
+        return [found[n] for n in range(len(windows))]
+
+    def generate(self, requests: Sequence[Request]) -> list[Continuation]:
+        """See `Engine.generate`."""
+        return [self._continue(request) for request in requests]
+
+    def info(self) -> dict[str, Any]:
+        """See `Engine.info`."""
+        import transformers
+
+        return {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "threads": torch.get_num_threads(),
+            "precision": "4-bit" if self._four_bit else str(self._model.dtype).split(".")[-1],
+        }
+
+    def _judge(self, windows: Sequence[Window]) -> list[Scores]:
+        longest = max(len(window.ids) for window in windows)
+        rows = max(window.segments for window in windows)
+        ids = torch.zeros(len(windows), longest, dtype=torch.long)
+        owner = torch.full((len(windows), longest), -2, dtype=torch.long)
+        for n, window in enumerate(windows):
+            ids[n, : len(window.ids)] = torch.tensor(window.ids)
+            owner[n, : len(window.ids)] = torch.tensor(window.owner)
+        owner = owner.to(self._torch_device)
+        hidden = self._trunk(ids.to(self._torch_device)).float()
+        labels, spans = self._heads(hidden, owner, rows)
+        return [
+            Scores(
+                labels[n, : window.segments].cpu().numpy(),
+                spans[n, : len(window.ids)].cpu().numpy(),
+            )
+            for n, window in enumerate(windows)
+        ]
+
+    def _continue(self, request: Request) -> Continuation:
+        prompt = torch.tensor([request.prompt], device=self._torch_device)
+        limit = min(request.limit, self.max_tokens - len(request.prompt))
+        if limit <= 0:
+            raise EngineError(
+                f"The prompt has {len(request.prompt)} tokens; the model takes {self.max_tokens}.",
+                hint="Send shorter segments.",
+                retryable=False,
+            )
+        processors = LogitsProcessorList()
+        if request.barred:
+            processors.append(_Barred(request.barred, len(request.prompt)))
+        sampling: dict[str, Any] = {"do_sample": False}
+        if request.temperature > 0:
+            torch.manual_seed(request.seed)
+            sampling = {"do_sample": True, "temperature": request.temperature, "top_p": 0.95}
+        with torch.inference_mode():
+            out = self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=limit,
+                eos_token_id=sorted(request.stop),
+                pad_token_id=min(request.stop),
+                logits_processor=processors,
+                **sampling,
+            )
+        ids = out[0, len(request.prompt) :].tolist()
+        finished = bool(ids) and ids[-1] in request.stop
+        return Continuation(tuple(ids[:-1] if finished else ids), finished)
+
+
+class _Barred(LogitsProcessor):  # type: ignore[misc]
+    """Forbids token sequences in the continuation; what the prompt holds does not count."""
+
+    def __init__(self, barred: Sequence[Ids], start: int) -> None:
+        self._barred = barred
+        self._start = start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        tail = tuple(input_ids[0, self._start :].tolist())
+        last = [
+            sequence[-1]
+            for sequence in self._barred
+            if len(sequence) == 1 or tail[-len(sequence) + 1 :] == sequence[:-1]
+        ]
+        if last:
+            scores = scores.clone()
+            scores[0, last] = -torch.inf
+        return scores
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"Unknown device {name!r}.", hint="Use auto, cpu or cuda.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"Device {name!r} was asked for, but torch {torch.__version__} sees no CUDA GPU.",
+            hint='Install a CUDA build of torch, or use device="cpu".',
+        )
+    return device
+
+
+def _load(bundle: Bundle, base: Path, device: torch.device, four_bit: bool) -> Any:
+    # transformers warns about generation flags that belong to other modes; nothing of it is ours.
+    logging.getLogger("transformers.generation").setLevel(logging.ERROR)
+    options: dict[str, Any] = {
+        "dtype": torch.float32 if device.type == "cpu" else torch.bfloat16,
+    }
+    if four_bit:
+        from transformers import BitsAndBytesConfig
+        from transformers.utils import is_bitsandbytes_available
+
+        if not is_bitsandbytes_available():
+            raise MissingExtra(extra="quant", needed_for="loading the base in 4 bits")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=options["dtype"],
+        )
+        options["device_map"] = {"": device.type if device.index is None else device.index}
+    model: Any = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, **options)
+    model.generation_config.eos_token_id = None
+    if four_bit:
+        try:
+            from peft import PeftModel
+        except ImportError as error:
+            raise MissingExtra(extra="torch", needed_for="an adapter on a 4-bit base") from error
+        return PeftModel.from_pretrained(model, str(bundle.folder)).get_base_model().eval()
+    merge_adapter(model, bundle.folder)
+    return model.to(device).eval()
+
+
+def merge_adapter(model: Any, folder: Path) -> None:
+    """Add a LoRA adapter in PEFT's format to the weights of `model`, computed in float32.
+
+    Covers plain LoRA (with or without rank-stabilised scaling) on linear layers, which is what
+    bundles hold.
+
+    Raises:
+        BundleError: the adapter is of another kind, or does not fit this base.
+    """
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    other = [key for key in ("use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern") if config.get(key)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or other:
+        raise BundleError(
+            f"The adapter in {folder} is not plain LoRA.",
+            hint="Merge it with PEFT and make a bundle of the result.",
+        )
+    root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
+    scale = config["lora_alpha"] / root
+    weights = load_file(folder / ADAPTER)
+    layers = dict(model.named_modules())
+    with torch.no_grad():
+        for name, a in weights.items():
+            if not name.endswith(".lora_A.weight"):
+                continue
+            path = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            b = weights[name.replace(".lora_A.", ".lora_B.")]
+            layer = layers.get(path)
+            shape = None if layer is None else tuple(layer.weight.shape)
+            if layer is None or shape != (b.shape[0], a.shape[1]):
+                raise BundleError(
+                    f"The adapter does not fit this base: {path} is {shape}, "
+                    f"the adapter changes {(b.shape[0], a.shape[1])}.",
+                    hint="Use the base model that the bundle was trained on.",
+                )
+            update = (b.float() @ a.float()) * scale
+            layer.weight.copy_((layer.weight.float() + update.to(layer.weight.device)).to(layer.weight.dtype))
+
+
+def _heads(bundle: Bundle, hidden: int) -> DetectionHeads:
+    config = HeadsConfig(**bundle.manifest.heads)  # type: ignore[arg-type]
+    if config.hidden != hidden:
+        raise BundleError(
+            f"The heads read states of width {config.hidden}; this base has {hidden}.",
+            hint="Use the base model that the bundle was trained on.",
+        )
+    heads = DetectionHeads(config)
+    try:
+        heads.load_state_dict({k: v.float() for k, v in load_file(bundle.folder / HEADS).items()})
+    except RuntimeError as error:
+        raise BundleError(f"{HEADS} does not fit its manifest.", hint="Get the bundle again.") from error
+    return heads.eval()

@@ -1,0 +1,231 @@
+"""The ladder: rewrite, sample candidates, mask, block; each step verified before it counts."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from srllm_guard.calls import Calls
+from srllm_guard.detector import GAP, NOTHING, Detector, Verdict
+from srllm_guard.engines.base import Request
+from srllm_guard.policy import Policy
+from srllm_guard.prompt import Prompt, Range, left_context
+from srllm_guard.results import Span
+from srllm_guard.text.segments import Segment
+from srllm_guard.verify import closeness, faults, unprotected
+
+Outcome = Literal["rewrite", "mask"]
+Flag = Callable[[Verdict], bool]
+"""Whether the policy calls a verdict unsafe."""
+
+SLACK = 24
+"""Tokens that a rewrite may have beyond twice its source."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One flagged segment on its way down the ladder."""
+
+    text: str
+    """The whole text that it stands in."""
+    segment: Segment
+    spans: tuple[Span, ...]
+    """The unsafe phrases, at offsets of the segment."""
+    before: tuple[Segment, ...] = ()
+    """The safe segment right before, if there is one: context for verification."""
+    behind: tuple[Segment, ...] = ()
+    """The safe segment right behind, likewise."""
+    reasons: list[str] = field(default_factory=list)
+    """Why it was flagged, and why earlier attempts were refused."""
+    replacement: str | None = None
+    """What was verified; None as long as nothing was."""
+    outcome: Outcome | None = None
+    tried: int = 0
+    """Attempts that are behind it; it never goes back to one of them."""
+
+    @property
+    def source(self) -> str:
+        return self.text[self.segment.start : self.segment.end]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One way to make a segment safe."""
+
+    name: str
+    outcome: Outcome
+    propose: Callable[[Sequence[Job]], list[list[str]]]
+    """Replacements for each job, the preferred one first."""
+
+
+class Ladder:
+    """Walks jobs down the rungs of a policy."""
+
+    def __init__(self, prompt: Prompt, detector: Detector, policy: Policy, flag: Flag) -> None:
+        self._prompt = prompt
+        self._detector = detector
+        self._policy = policy
+        self._flag = flag
+
+    def walk(self, jobs: Sequence[Job], calls: Calls) -> None:
+        """Give every job that can be made safe its replacement; the rest keep None.
+
+        Raises:
+            EngineError: the engine failed on the way. What was verified until then stays.
+        """
+        for number, attempt in enumerate(self._attempts(calls)):
+            open_jobs = [job for job in jobs if job.replacement is None and job.tried <= number]
+            if not open_jobs:
+                continue
+            proposals = attempt.propose(open_jobs)
+            self._settle(open_jobs, proposals, attempt, calls)
+            for job in open_jobs:
+                job.tried = number + 1
+
+    def mask_whole(self, job: Job) -> None:
+        """Replace the whole segment by the mask: nothing of the original is left to be unsafe."""
+        job.replacement, job.outcome = self._policy.mask_text, "mask"
+
+    def _attempts(self, calls: Calls) -> Iterator[Attempt]:
+        policy = self._policy
+        for rung in policy.rungs:
+            if rung == "rewrite":
+                yield Attempt("rewrite", "rewrite", lambda jobs: self._decode(jobs, calls))
+                yield Attempt(
+                    "barred", "rewrite", lambda jobs: self._decode(jobs, calls, barred=True)
+                )
+            elif rung == "candidates":
+                yield Attempt("candidates", "rewrite", lambda jobs: self._sample(jobs, calls))
+            elif rung == "mask":
+                yield Attempt("mask", "mask", lambda jobs: [self._masks(job) for job in jobs])
+
+    def _decode(
+        self, jobs: Sequence[Job], calls: Calls, *, barred: bool = False
+    ) -> list[list[str]]:
+        found = calls.generate([self._request(job, barred=barred) for job in jobs])
+        return [
+            [self._prompt.decode(each.ids).strip() if each.finished else ""] for each in found
+        ]
+
+    def _sample(self, jobs: Sequence[Job], calls: Calls) -> list[list[str]]:
+        count = self._policy.candidates
+        requests = []
+        for job in jobs:
+            greedy = self._request(job, barred=True)
+            # The seed hangs on the segment alone, so it does not matter what else is asked for.
+            first = zlib.crc32(job.source.encode("utf-8", "surrogatepass")) ^ self._policy.seed
+            requests += [
+                replace(greedy, temperature=self._policy.temperature, seed=(first + n) % 2**32)
+                for n in range(count)
+            ]
+        found = calls.generate(requests)
+        texts = [self._prompt.decode(each.ids).strip() if each.finished else "" for each in found]
+        return [list(dict.fromkeys(texts[n : n + count])) for n in range(0, len(texts), count)]
+
+    def _request(self, job: Job, *, barred: bool) -> Request:
+        marks = self._marks(job)
+        phrases = [job.source[start:end] for start, end in marks] if barred else []
+        sequences = {ids for phrase in phrases for ids in self._prompt.barred(phrase)}
+        return Request(
+            prompt=self._prompt.rewrite(
+                job.source, marks, left_context(job.text, job.segment.start)
+            ),
+            stop=frozenset({self._prompt.end}),
+            limit=2 * len(self._prompt.encode(job.source)) + SLACK,
+            barred=tuple(sorted(sequences)),
+        )
+
+    def _marks(self, job: Job) -> list[Range]:
+        return unprotected(job.source, job.spans, self._policy) or [(0, len(job.source))]
+
+    def _masks(self, job: Job) -> list[str]:
+        """The unsafe phrases masked; or all but the protected parts."""
+        whole = [replace(job.spans[0], start=0, end=len(job.source))] if job.spans else []
+        return [
+            _masked(job.source, ranges, self._policy.mask_text)
+            for ranges in (
+                unprotected(job.source, job.spans, self._policy),
+                unprotected(job.source, whole, self._policy),
+            )
+            if ranges
+        ]
+
+    def _settle(
+        self,
+        jobs: Sequence[Job],
+        proposals: Sequence[Sequence[str]],
+        attempt: Attempt,
+        calls: Calls,
+    ) -> None:
+        """Verify proposals, and take for each job the best that holds."""
+        open_: list[tuple[Job, int, str]] = []
+        for job, texts in zip(jobs, proposals, strict=True):
+            for rank, text in enumerate(texts):
+                if wrong := self._wrong(job, text, attempt):
+                    job.reasons += [f"{attempt.name}: {reason}" for reason in wrong]
+                else:
+                    open_.append((job, rank, text))
+        verdicts = self._judge([(job, text) for job, _, text in open_], calls)
+        ranked: dict[int, list[tuple[float, float, int, str]]] = {}
+        for (job, rank, text), verdict in zip(open_, verdicts, strict=True):
+            if self._flag(verdict):
+                job.reasons.append(f"{attempt.name}: still_unsafe")
+                continue
+            near = closeness(job.source, text)
+            # Safety first, in tenths; among equals the closest to what was said.
+            key = (round(verdict.score, 1), -near, rank, text)
+            ranked.setdefault(id(job), []).append(key)
+        for job in jobs:
+            if choice := ranked.get(id(job)):
+                best = min(choice, key=lambda key: key[2:] if attempt.outcome == "mask" else key)
+                job.replacement, job.outcome = best[3], attempt.outcome
+
+    def _wrong(self, job: Job, text: str, attempt: Attempt) -> tuple[str, ...]:
+        if attempt.outcome == "mask":
+            return ("unchanged",) if text == job.source else ()
+        if "\n" in text or "\r" in text:
+            return ("line_break",)
+        near = job.text[max(0, job.segment.start - GAP) : job.segment.end + GAP]
+        return faults(job.source, text, job.spans, self._policy, near)
+
+    def _judge(self, proposals: Sequence[tuple[Job, str]], calls: Calls) -> list[Verdict]:
+        """Detect each replacement in place, between its safe neighbours."""
+        texts = []
+        for job, new in proposals:
+            first = job.before[0].start if job.before else job.segment.start
+            last = job.behind[0].end if job.behind else job.segment.end
+            start = job.segment.start - first
+            text = job.text[first : job.segment.start] + new + job.text[job.segment.end : last]
+            shift = len(new) - (job.segment.end - job.segment.start) - first
+            here = [Segment(start, start + len(new), "prose", 0)] if new else []
+            left = [Segment(0, job.before[0].end - first, "prose", 0)] if job.before else []
+            right = [
+                Segment(s.start + shift, s.end + shift, "prose", 0) for s in job.behind
+            ]
+            texts.append((text, [*left, *here, *right], len(left), bool(here)))
+        found = self._detector.judge(
+            [(text, parts) for text, parts, _, _ in texts],
+            lambda windows: calls.detect(windows, "verify"),
+        )
+        return [
+            verdicts[at] if here else NOTHING
+            for verdicts, (_, _, at, here) in zip(found, texts, strict=True)
+        ]
+
+
+
+
+
+def _masked(source: str, ranges: Sequence[Range], mask: str) -> str:
+    """Replace ranges from the end, so that offsets stay right; neighbours share one mask."""
+    joined: list[Range] = []
+    for start, end in ranges:
+        if joined and not source[joined[-1][1] : start].strip():
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    for start, end in reversed(joined):
+        source = source[:start] + mask + source[end:]
+    return source

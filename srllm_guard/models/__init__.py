@@ -1,0 +1,1 @@
+"""Where models come from: base weights, bundles, and their checks."""

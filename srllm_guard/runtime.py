@@ -1,0 +1,80 @@
+"""One model ready to run: an engine, the prompt format, the calibration, and where they are from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from srllm_guard.engines.base import Engine
+from srllm_guard.errors import ConfigError
+from srllm_guard.models.bundle import Calibration
+from srllm_guard.models.store import find_base, find_bundle
+from srllm_guard.prompt import Prompt
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+ENGINES = ("reference",)
+"""Names that `Guard(engine=...)` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What a guard runs on. Make one by hand to put another engine behind the guard."""
+
+    engine: Engine
+    prompt: Prompt
+    calibration: Calibration
+    bundle: str
+    """Name of the bundle."""
+    bundle_hash: str
+    """sha256 of its manifest."""
+    base_hash: str
+    """sha256 of the base weights, or the id of a base that has no single file."""
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    engine: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+    four_bit: bool = False,
+) -> Runtime:
+    """Load a bundle into an engine.
+
+    Args:
+        model: folder or Hub id of a bundle; None for the one that ships.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        engine: a name in `ENGINES`; None chooses.
+        base: folder of the base weights; None searches for them.
+        four_bit: load the base in 4 bits (bitsandbytes).
+
+    Raises:
+        ConfigError: an unknown engine or device.
+        ModelError: bundle or base weights are missing or corrupt.
+        MissingExtra: the engine's packages are not installed.
+    """
+    if engine not in (None, *ENGINES):
+        raise ConfigError(f"Unknown engine {engine!r}.", hint=f"Known: {', '.join(ENGINES)}.")
+    bundle = find_bundle(model)
+    weights = find_base(bundle.manifest.base, base)
+    from srllm_guard.engines.reference import ReferenceEngine
+
+    return Runtime(
+        engine=ReferenceEngine(bundle, weights, device, four_bit=four_bit),
+        prompt=Prompt(tokenizer(weights), bundle.manifest.prompt),
+        calibration=bundle.manifest.calibration,
+        bundle=f"{bundle.manifest.name} {bundle.manifest.version}",
+        bundle_hash=bundle.hash,
+        base_hash=bundle.manifest.base.sha256 or bundle.manifest.base.id,
+    )
+
+
+def tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a base folder; a fresh one, whose settings are nobody else's."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))

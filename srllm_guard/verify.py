@@ -1,0 +1,169 @@
+"""Is this rewrite fit to be released?
+
+A rewrite must be safe where it stands, carry the facts of its source, and say nothing that the
+source does not say. These checks read text alone; whether it is safe now is the detector's word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+from srllm_guard.policy import Policy
+from srllm_guard.prompt import Range
+from srllm_guard.results import Span
+from srllm_guard.text.protect import missing, protected
+
+_META = re.compile(
+    r"^\W*(?:here(?:'s| is| are)\b.{0,40}\b(?:rewrit|rephras|revis|version|text|variation)"
+    r"|(?:sure|certainly|of course|okay)[,!.:]\s"
+    r"|(?:i'm sorry|sorry|i apologi[sz]e)\b.{0,20}\b(?:can(?:'t|not)|unable|but)\b"
+    r"|as an ai\b|(?:safe|rewritten|revised) (?:text|version|variation)\b"
+    r"|(?:it is|it's) important to (?:note|remember|recogni[sz]e)\b)",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|none|nobody|nothing|neither|nor|cannot|without|\w+n['’]t|[dw]ont|cant|aint|isnt)\b",
+    re.IGNORECASE,
+)
+_NAME = re.compile(r"(?<![.!?:\"“”'’(\n] )(?<!^)\b[A-Z][a-z]+(?:[-'’][A-Z]?[a-z]+)*\b")
+_GROUPS = (
+    r"(?:wom[ae]n|m[ae]n|girls?|boys?|females?|males?|ladies|guys|blacks?|whites?|asians?|latinos?"
+    r"|hispanics?|jews?|muslims?|christians?|hindus?|atheists?|immigrants?|migrants?|foreigners?"
+    r"|refugees?|gays?|lesbians?|boomers?|millennials?|teenagers?|(?:old|young|older|younger|poor"
+    r"|rich|disabled|white|black) (?:people|folks?|men|women)|seniors|liberals?|conservatives?)"
+)
+_COMPARISON = re.compile(
+    rf"\b{_GROUPS}\b.{{0,40}}\b(?:better|worse|smarter|more|less|\w+er)\b.{{0,40}}\bthan\b"
+    rf".{{0,20}}\b{_GROUPS}\b",
+    re.IGNORECASE,
+)
+
+
+def faults(
+    source: str, rewrite: str, spans: Sequence[Span], policy: Policy, context: str = ""
+) -> tuple[str, ...]:
+    """Why `rewrite` must not replace `source`; empty when nothing speaks against it.
+
+    Args:
+        source: the flagged segment.
+        rewrite: what would stand in its place.
+        spans: the unsafe phrases, at offsets of `source`.
+        policy: bounds of length, and whether quotations are protected.
+        context: the text around the segment, whose names are known.
+
+    Returns:
+        Short reasons: "empty", "unchanged", "meta_talk", "length", "kept_phrase", "lost_<kind>",
+        "lost_name", "invented_number", "invented_name", "negation_lost", "negation_added",
+        "compares_groups".
+    """
+    if not rewrite.strip():
+        return ("empty",)
+    if rewrite == source:
+        return ("unchanged",)
+    marks = [(span.start, span.end) for span in spans]
+    found = []
+    if _META.search(rewrite) and not _META.search(source):
+        found.append("meta_talk")
+    ratio = len(rewrite) / max(1, len(source))
+    # A short segment may grow by some words whatever the ratio says.
+    if ratio < policy.min_length_ratio or (
+        ratio > policy.max_length_ratio and len(rewrite) > len(source) + 40
+    ):
+        found.append("length")
+    if any(_kept(source, span, rewrite) for span in spans):
+        found.append("kept_phrase")
+    lost = missing(source, rewrite, quotations=policy.protect_quotations)
+    found += sorted({f"lost_{part.kind}" for part in lost})
+    found += _names(source, rewrite, marks, context)
+    found += _negation(source, rewrite, marks)
+    if _COMPARISON.search(rewrite):
+        found.append("compares_groups")
+    return tuple(found)
+
+
+def closeness(source: str, rewrite: str) -> float:
+    """Share of words in common, in order, 0..1 (Ratcliff and Obershelp, 1988)."""
+    left, right = _words(source), _words(rewrite)
+    return SequenceMatcher(None, left, right, autojunk=False).ratio()
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def _kept(source: str, span: Span, rewrite: str) -> bool:
+    """Whether an unsafe phrase came through. One word of bias ("women") may be the topic itself."""
+    phrase = _words(source[span.start : span.end])
+    if not phrase or (len(phrase) == 1 and span.category == "bias"):
+        return False
+    words = _words(rewrite)
+    width = len(phrase)
+    return any(words[n : n + width] == phrase for n in range(len(words) - width + 1))
+
+
+def _names(source: str, rewrite: str, marks: Sequence[Range], context: str) -> list[str]:
+    """Names outside the unsafe phrases must be kept; numbers and names must not appear from nowhere."""
+    found = []
+    outside = {m.group() for m in _NAME.finditer(source) if not _overlaps(m.span(), marks)}
+    if any(not re.search(rf"\b{re.escape(name)}\b", rewrite) for name in outside):
+        found.append("lost_name")
+    known = set(_words(source)) | set(_words(context))
+    if any(name.casefold() not in known for name in _NAME.findall(rewrite)):
+        found.append("invented_name")
+    digits = Counter(re.findall(r"\d+", source)) + Counter(re.findall(r"\d+", context))
+    if Counter(re.findall(r"\d+", rewrite)) - digits:
+        found.append("invented_number")
+    return found
+
+
+def _negation(source: str, rewrite: str, marks: Sequence[Range]) -> list[str]:
+    """Whether a "not" outside the unsafe phrases went missing, or one came between kept words."""
+    before = sum(not _overlaps(m.span(), marks) for m in _NEGATION.finditer(source))
+    after = len(_NEGATION.findall(rewrite))
+    if after < before:
+        return ["negation_lost"]
+    left, right = list(_WORD.finditer(source)), _words(rewrite)
+    words = [m.group().casefold() for m in left]
+    matcher = SequenceMatcher(None, words, right, autojunk=False)
+    for tag, i, _, k, m in matcher.get_opcodes():
+        if tag != "insert" or not _NEGATION.search(" ".join(right[k:m])):
+            continue
+        beside = [left[n] for n in (i - 1, i) if 0 <= n < len(left)]
+        if not any(_overlaps((w.start() - 1, w.end() + 1), marks) for w in beside):
+            return ["negation_added"]
+    return []
+
+
+def _overlaps(where: Range, marks: Sequence[Range]) -> bool:
+    return any(start < where[1] and where[0] < end for start, end in marks)
+
+
+def unprotected(text: str, spans: Sequence[Span], policy: Policy) -> list[Range]:
+    """The unsafe phrases without the protected parts in them, sorted: what a mask may cover."""
+    guarded = [
+        (part.start, part.end)
+        for part in protected(text, quotations=policy.protect_quotations)
+        if part.kind != "quotation" or policy.protect_quotations
+    ]
+    found: list[Range] = []
+    for span in spans:
+        pieces = [(span.start, span.end)]
+        for start, end in guarded:
+            pieces = [
+                piece
+                for first, last in pieces
+                for piece in ((first, min(last, start)), (max(first, end), last))
+                if piece[0] < piece[1]
+            ] if any(first < end and start < last for first, last in pieces) else pieces
+        found += [_tight(text, piece) for piece in pieces if text[slice(*piece)].strip()]
+    return sorted(set(found))
+
+
+def _tight(text: str, where: Range) -> Range:
+    start, end = where
+    inner = text[start:end]
+    return start + len(inner) - len(inner.lstrip()), start + len(inner.rstrip())

@@ -1,0 +1,235 @@
+"""Windows with targets for the detection heads, and their loss.
+
+Labels come as sets of possible values (`train.example`): the loss asks for the probability of the
+whole set, so a label with one possible value is ordinary cross-entropy and an absent one costs
+nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srllm_guard.detector import WINDOW
+from srllm_guard.engines.base import Window
+from srllm_guard.labels import CATEGORIES, LABELS, N_LOGITS, RISKS, SLICES, UNSAFE
+from srllm_guard.prompt import Prompt, Range
+from srllm_guard.text.segments import segments
+from train.example import Example
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One window and what the heads should say of it."""
+
+    window: Window
+    unsafe: np.ndarray
+    """`[S]`: 1, 0 or `UNKNOWN`."""
+    allowed: np.ndarray
+    """`[S, N_LOGITS]` of bool: the possible values of each label; all of them where unknown."""
+    spans: np.ndarray
+    """`[T, len(CATEGORIES)]`: 1, 0 or `UNKNOWN`."""
+
+    def __len__(self) -> int:
+        return len(self.window.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A segment of a text under construction."""
+
+    start: int
+    end: int
+    origin: int
+    """Where its example begins in the window's text."""
+    example: Example
+    judged: bool
+    """Whether the labels of the example hold for this segment."""
+    clean: bool
+    """Whether the segment is known to be the safe part of an unsafe example."""
+
+
+def items(
+    examples: Sequence[Example], prompt: Prompt, seed: int, *, most: int = 3
+) -> list[Item]:
+    """Windows of one to `most` examples each, in an order and grouping drawn with `seed`.
+
+    Strangers share a window so that a safe segment learns to stay safe beside an unsafe one.
+    """
+    draw = random.Random(seed)
+    order = list(examples)
+    draw.shuffle(order)
+    found, group, size = [], [], 0
+    room = draw.randint(1, most)
+    for example in order:
+        length = min(len(example.text), WINDOW)
+        if group and (len(group) >= room or size + length > WINDOW):
+            found.append(item(group, prompt, draw))
+            group, size, room = [], 0, draw.randint(1, most)
+        group.append(example)
+        size += length
+    if group:
+        found.append(item(group, prompt, draw))
+    return found
+
+
+def item(examples: Sequence[Example], prompt: Prompt, draw: random.Random) -> Item:
+    """One window that holds all of `examples`, one after the other."""
+    text, parts = "", []
+    for example in examples:
+        if text:
+            text += draw.choice((" ", "\n", "\n\n"))
+        if example.context:
+            context = example.context[-300:]
+            end = len(text) + len(context)
+            parts.append(_Part(len(text), end, len(text), example, judged=False, clean=False))
+            text += context + "\n"
+        parts += _parts(example, len(text))
+        text += example.text[:WINDOW]
+    return _labelled(text, parts, prompt)
+
+
+def _parts(example: Example, origin: int) -> list[_Part]:
+    """The segments of one example, and for which of them its labels hold."""
+    body = example.text[:WINDOW]
+    found = segments(body)
+    unsafe = example.labels.get("unsafe") == {"yes"}
+    if not found or (unsafe and (example.spans is None or len(found) == 1)):
+        return [_Part(origin, origin + len(body), origin, example, judged=True, clean=False)]
+    parts = []
+    for segment in found:
+        hit = any(s < segment.end and segment.start < e for s, e, _ in example.spans or ())
+        parts.append(
+            _Part(
+                origin + segment.start,
+                origin + segment.end,
+                origin,
+                example,
+                judged=hit or not unsafe,
+                clean=unsafe and not hit and example.source == "cmd",
+            )
+        )
+    return parts
+
+
+def _labelled(text: str, parts: Sequence[_Part], prompt: Prompt) -> Item:
+    window, ranges = prompt.window(text, [(part.start, part.end) for part in parts])
+    unsafe = np.full(len(parts), UNKNOWN, np.int64)
+    allowed = np.ones((len(parts), N_LOGITS), bool)
+    for row, part in enumerate(parts):
+        if part.clean:
+            unsafe[row] = 0
+            for name in RISKS:
+                allowed[row, SLICES[name]] = [i == 0 for i in range(len(LABELS[name]))]
+        elif part.judged:
+            if (known := part.example.labels.get("unsafe")) is not None and len(known) == 1:
+                unsafe[row] = int(known == {"yes"})
+            for name, values in LABELS.items():
+                if name in part.example.labels:
+                    allowed[row, SLICES[name]] = [v in part.example.labels[name] for v in values]
+    spans = np.full((len(window.ids), len(CATEGORIES)), UNKNOWN, np.int64)
+    for token, owner in enumerate(window.owner):
+        if owner >= 0:
+            spans[token] = _token_target(parts[owner], ranges[token])
+    return Item(window, unsafe, allowed, spans)
+
+
+def _token_target(part: _Part, where: Range) -> list[int]:
+    """What each category's logit should say of the token that stands at `where`."""
+    spans = part.example.spans
+    if spans is None or not (part.judged or part.clean):
+        return [UNKNOWN] * len(CATEGORIES)
+    start, end = where[0] - part.origin, where[1] - part.origin
+    hit = {category for first, last, category in spans if first < end and start < last}
+    if part.example.source == "cmd" or not spans:
+        return [int(category in hit) for category in CATEGORIES]
+    # Other sets mark one category; what else is wrong with these words they do not say.
+    marked = {category for _, _, category in spans}
+    return [int(c in hit) if c in marked else UNKNOWN for c in CATEGORIES]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Items padded to one shape."""
+
+    ids: Tensor
+    """`[B, T]`."""
+    owner: Tensor
+    """`[B, T]`; -2 is padding."""
+    unsafe: Tensor
+    """`[B, S]`."""
+    allowed: Tensor
+    """`[B, S, N_LOGITS]`."""
+    spans: Tensor
+    """`[B, T, len(CATEGORIES)]`."""
+
+
+def collate(batch: Sequence[Item]) -> Batch:
+    """Pad items to the longest window and the largest number of segments."""
+    tokens = max(len(item.window.ids) for item in batch)
+    rows = max(item.window.segments for item in batch)
+    ids = np.zeros((len(batch), tokens), np.int64)
+    owner = np.full((len(batch), tokens), -2, np.int64)
+    unsafe = np.full((len(batch), rows), UNKNOWN, np.int64)
+    allowed = np.ones((len(batch), rows, N_LOGITS), bool)
+    spans = np.full((len(batch), tokens, len(CATEGORIES)), UNKNOWN, np.int64)
+    for at, item in enumerate(batch):
+        length = len(item.window.ids)
+        ids[at, :length] = item.window.ids
+        owner[at, :length] = item.window.owner
+        unsafe[at, : item.window.segments] = item.unsafe
+        allowed[at, : item.window.segments] = item.allowed
+        spans[at, :length] = item.spans
+    return Batch(*(torch.from_numpy(array) for array in (ids, owner, unsafe, allowed, spans)))
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The parts of the loss, each a mean over what is known in the batch."""
+
+    unsafe: Tensor
+    labels: Tensor
+    spans: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.unsafe + 0.5 * self.labels + self.spans
+
+    def to_dict(self) -> dict[str, float]:
+        return {
+            "unsafe": self.unsafe.item(),
+            "labels": self.labels.item(),
+            "spans": self.spans.item(),
+        }
+
+
+def loss(labels: Tensor, spans: Tensor, batch: Batch) -> Loss:
+    """Loss of the heads' logits, `labels` [B, S, N_LOGITS] and `spans` [B, T, categories]."""
+    labels, spans = labels.float(), spans.float()
+    unsafe = _binary(labels[..., UNSAFE], batch.unsafe)
+    parts = []
+    for name in LABELS:
+        allowed = batch.allowed[..., SLICES[name]]
+        known = ~allowed.all(-1)
+        group = labels[..., SLICES[name]].log_softmax(-1)
+        likelihood = group.masked_fill(~allowed, -torch.inf).logsumexp(-1)
+        parts.append(_mean(-likelihood.masked_fill(~known, 0.0), known))
+    return Loss(unsafe, torch.stack(parts).mean(), _binary(spans, batch.spans))
+
+
+def _binary(logits: Tensor, target: Tensor) -> Tensor:
+    known = target != UNKNOWN
+    each = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0).float(), reduction="none")
+    return _mean(each * known, known)
+
+
+def _mean(values: Tensor, known: Tensor) -> Tensor:
+    return values.sum() / known.sum().clamp(min=1)

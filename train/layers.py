@@ -1,0 +1,116 @@
+"""Which layer should detection read? Fit the heads on frozen features of several, and time them.
+
+    python -m train.layers BASE --data DATA --authored train/data --out docs/layers.json
+
+The features are those of the untuned base model, so the table compares layers, not products.
+Milliseconds are medians over 30 rounds, the layers interleaved, for one window of 64 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+from srllm_guard.engines.heads import DetectionHeads, HeadsConfig
+from srllm_guard.prompt import Prompt
+from train import detection, evaluation, sources
+from train.batching import by_length
+
+LAYERS = (4, 8, 12, 16, 30)
+
+
+def features(model: Any, batch: detection.Batch) -> dict[int, Tensor]:
+    """Hidden states `[B, T, H]` after each of `LAYERS`, from one forward pass."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mask = (batch.owner > -2).long()
+        states = model(batch.ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    return {layer: states[layer].to(torch.bfloat16) for layer in LAYERS}
+
+
+def timings(model: Any, tokens: int = 64, rounds: int = 30) -> dict[int, float]:
+    """Median milliseconds of the first k layers over one window, fp32."""
+    ids = torch.randint(20, model.config.vocab_size, (1, tokens))
+    spent: dict[int, list[float]] = {layer: [] for layer in LAYERS}
+    whole, depth = model.layers, model.config.num_hidden_layers
+    for _ in range(rounds):
+        for layer in LAYERS:
+            model.layers, model.config.num_hidden_layers = whole[:layer], layer
+            start = time.perf_counter()
+            with torch.no_grad():
+                model(ids, use_cache=False)
+            spent[layer].append((time.perf_counter() - start) * 1e3)
+    model.layers, model.config.num_hidden_layers = whole, depth
+    return {layer: round(statistics.median(times), 2) for layer, times in spent.items()}
+
+
+def main() -> None:
+    from transformers import AutoModel
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--authored", type=Path, default=Path("train/data"))
+    parser.add_argument("--out", type=Path, default=Path("docs/layers.json"))
+    parser.add_argument("--each", type=int, default=700, help="training texts of each public set")
+    parser.add_argument("--epochs", type=int, default=3)
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    model = AutoModel.from_pretrained(args.base, dtype=torch.float32).eval()
+    prompt = Prompt(Tokenizer.from_file(str(args.base / "tokenizer.json")), "chatml-1")
+    examples = sources.load(args.authored, "cmd", "train")
+    for source in evaluation.PUBLIC:
+        examples += sources.load(args.data, source, "train")[:: max(1, 9000 // args.each)][
+            : args.each
+        ]
+    batches = by_length(detection.items(examples, prompt, seed=0), len, 2048, seed=0)
+    dev = dict(evaluation.dev_sets(args.data, args.authored, prompt, most=300))
+    heads = {layer: DetectionHeads(HeadsConfig(model.config.hidden_size)) for layer in LAYERS}
+    optimizers = {k: torch.optim.AdamW(h.parameters(), lr=1e-3) for k, h in heads.items()}
+    for _ in range(args.epochs):
+        for items in tqdm(batches, unit="batch"):
+            batch = detection.collate(items)
+            for layer, hidden in features(model, batch).items():
+                with torch.autocast("cpu", torch.bfloat16):
+                    labels, spans = heads[layer](hidden.float(), batch.owner, batch.unsafe.shape[1])
+                detection.loss(labels, spans, batch).total.backward()
+                optimizers[layer].step()
+                optimizers[layer].zero_grad()
+    rows: dict[str, Any] = {"milliseconds_64_tokens": timings(model)}
+    for head in heads.values():
+        head.eval()
+    for name, groups in dev.items():
+        seen: dict[int, dict[int, Tensor]] = {}
+
+        def judge(batch: detection.Batch, layer: int, seen: Any = seen) -> Any:
+            # One forward pass serves all layers: a batch comes again for each of them.
+            key = hash(batch.ids.numpy().tobytes())
+            if key not in seen:
+                seen[key] = features(model, batch)
+            return heads[layer](seen[key][layer].float(), batch.owner, batch.unsafe.shape[1])
+
+        rows[name] = {
+            layer: evaluation.judged(groups, partial(judge, layer=layer)).figures()
+            for layer in LAYERS
+        }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    for name, row in rows.items():
+        if name in dev:
+            print(name, {k: (v["average_precision"], v["auroc"]) for k, v in row.items()})
+        else:
+            print(name, row)
+
+
+if __name__ == "__main__":
+    main()

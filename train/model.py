@@ -1,0 +1,115 @@
+"""The model under training: base with a LoRA adapter, and the detection heads on an early layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srllm_guard.engines.heads import DetectionHeads, HeadsConfig
+from srllm_guard.engines.trunk import Trunk
+from srllm_guard.errors import MissingExtra
+from train import detection, rewriting
+from train.config import Config
+
+
+class Model(nn.Module):
+    """SR-LLM in training: one adapter, learned by rewriting and by detection together."""
+
+    def __init__(self, language: Any, heads: HeadsConfig, layer: int) -> None:
+        super().__init__()
+        self.language = language
+        """The PEFT model."""
+        self.heads = DetectionHeads(heads)
+        self.layer = layer
+        decoder = language.get_base_model().model
+        # Kept out of the module tree: its weights are the language model's own.
+        self._trunk = (Trunk(decoder, layer),)
+
+    def rewriting_loss(self, batch: rewriting.Batch) -> Tensor:
+        """Mean cross-entropy of the answers' tokens; logits are computed for those alone."""
+        base = self.language.get_base_model()
+        # Padding is at the right, so a causal model needs no mask for it.
+        hidden = base.model(input_ids=batch.ids, use_cache=False).last_hidden_state
+        wanted = batch.labels[:, 1:] != rewriting.IGNORED
+        logits = base.lm_head(hidden[:, :-1][wanted])
+        return F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted])
+
+    def judge(self, batch: detection.Batch) -> tuple[Tensor, Tensor]:
+        """Label logits `[B, S, N_LOGITS]` and span logits `[B, T, categories]`."""
+        hidden = self._trunk[0](batch.ids)
+        labels, spans = self.heads(hidden.float(), batch.owner, batch.unsafe.shape[1])
+        return labels, spans
+
+
+def build(config: Config, base: Path) -> Model:
+    """Load the base from a folder and put a fresh adapter and fresh heads on it.
+
+    Raises:
+        MissingExtra: 4-bit loading was asked for and bitsandbytes is not installed.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if config.quantization.load_in_4bit:
+        options = {"quantization_config": _four_bit(config), "dtype": torch.float32}
+        if torch.cuda.is_available():
+            options["device_map"] = {"": 0}
+    language: Any = AutoModelForCausalLM.from_pretrained(base, **options)
+    if config.quantization.load_in_4bit:
+        language = prepare_model_for_kbit_training(language)
+    targets = config.lora.targets
+    lora = LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    heads = HeadsConfig(
+        hidden=language.config.hidden_size, dim=config.heads.dim, blocks=config.heads.blocks
+    )
+    return Model(get_peft_model(language, lora), heads, config.heads.layer)
+
+
+def _four_bit(config: Config) -> Any:
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise MissingExtra(extra="quant", needed_for="loading the base in 4 bits")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.quantization.quant_type,
+        bnb_4bit_use_double_quant=config.quantization.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, config.quantization.compute_dtype),
+    )
+
+
+def optimizer(model: Model, config: Config) -> torch.optim.Optimizer:
+    """The optimiser of the run; the heads have a learning rate of their own.
+
+    Raises:
+        MissingExtra: a paged optimiser was asked for and bitsandbytes is not installed.
+    """
+    groups = [
+        {
+            "params": [p for p in model.language.parameters() if p.requires_grad],
+            "lr": config.training.lr,
+            "weight_decay": config.training.weight_decay,
+        },
+        {"params": list(model.heads.parameters()), "lr": config.heads.lr, "weight_decay": 0.01},
+    ]
+    if config.training.optimizer == "adamw":
+        return torch.optim.AdamW(groups)
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise MissingExtra(extra="quant", needed_for="a paged optimiser") from error
+    paged: torch.optim.Optimizer = bitsandbytes.optim.PagedAdamW32bit(groups)
+    return paged

@@ -1,0 +1,162 @@
+"""Write a trained model as a bundle: adapter, heads, manifest with hashes, model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from srllm_guard import __version__
+from srllm_guard.models.bundle import (
+    ADAPTER,
+    HASHED,
+    HEADS,
+    Base,
+    Calibration,
+    Manifest,
+    file_hash,
+    write_manifest,
+)
+from train.config import Config
+from train.model import Model
+
+CARD = """\
+---
+license: apache-2.0
+base_model: {base}
+library_name: peft
+language: en
+tags: [content-moderation, detoxification, debiasing, srllm-guard]
+---
+# {name}
+
+SR-LLM for [srllm-guard](https://pypi.org/project/srllm-guard/): a LoRA adapter (r {r}) on {base} that rewrites unsafe
+English text into a safe variation, and heads on layer {layer} that detect bias, toxicity and harm
+and mark the words they lie in. After "Developing Safe and Responsible Large Language Model"
+(arXiv 2404.01399).
+
+## Use
+```python
+from srllm_guard import Guard
+Guard(model="FOLDER").rewrite("...")
+```
+
+## Made from
+{sources}
+
+## Dev figures
+{figures}
+
+Threshold {threshold}, span threshold {span_threshold}; both chosen on dev data.
+
+## Limits
+English only. Small: it misses what needs knowledge or long context, and a rewrite can lose a nuance
+even when it passes verification. Sarcasm, dialect and reclaimed words are judged unevenly. Do not
+use it to decide about people.
+"""
+
+
+def write_bundle(
+    folder: Path,
+    model: Model,
+    config: Config,
+    calibration: Calibration,
+    metrics: dict[str, Any],
+    *,
+    data: Path | None,
+    authored: Path,
+) -> Path:
+    """Write the bundle into `folder` and return it. Weights are stored as float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.language.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    _halve(folder / ADAPTER)
+    _name_base(folder / "adapter_config.json", config.base)
+    heads = {name: value.half().contiguous() for name, value in model.heads.state_dict().items()}
+    save_file({name: value.cpu() for name, value in heads.items()}, folder / HEADS)
+    manifest = Manifest(
+        name=config.name,
+        version=__version__,
+        base=config.base,
+        prompt=config.prompt,
+        layer=config.heads.layer,
+        heads=model.heads.config.to_dict(),
+        calibration=calibration,
+        files={name: file_hash(folder / name) for name in HASHED},
+        training={
+            "seed": config.training.seed,
+            "epochs": config.training.epochs,
+            "data": data_hashes(config, data, authored),
+            "revision": _revision(),
+        },
+        metrics={"dev": metrics},
+    )
+    write_manifest(folder, manifest)
+    (folder / "README.md").write_text(_card(config, calibration, manifest), encoding="utf-8")
+    return folder
+
+
+def data_hashes(config: Config, data: Path | None, authored: Path) -> dict[str, str]:
+    """sha256 of each source that the configuration names, over its training files in order."""
+    found = {}
+    for name in dict.fromkeys((*config.data.rewriting, *config.data.detection)):
+        files: Iterable[Path] = sorted(authored.glob("*.jsonl"))
+        if name != "cmd":
+            assert data is not None
+            files = [data / "train" / f"{name}.jsonl"]
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(path.read_bytes())
+        found[name] = digest.hexdigest()
+    return found
+
+
+def _halve(path: Path) -> None:
+    weights = {name: value.to(torch.float16) for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def _name_base(path: Path, base: Base) -> None:
+    """The adapter names its base by Hub id: the folder it was loaded from is nobody else's."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["base_model_name_or_path"] = base.repo
+    content["revision"] = base.revision
+    if isinstance(content.get("target_modules"), list):
+        content["target_modules"].sort()  # PEFT keeps a set; a sorted list hashes the same
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _revision() -> str:
+    """The code's git revision, with a mark if it was changed since; empty outside of git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _card(config: Config, calibration: Calibration, manifest: Manifest) -> str:
+    rows = ["| dev set | segments | average precision | AUROC |", "|---|---|---|---|"]
+    for name, figures in manifest.metrics["dev"].items():
+        rows.append(
+            f"| {name} | {figures['segments']} | {figures['average_precision']} "
+            f"| {figures['auroc']} |"
+        )
+    return CARD.format(
+        name=config.name,
+        base=config.base.repo,
+        r=config.lora.r,
+        layer=config.heads.layer,
+        sources="\n".join(f"- {name}" for name in manifest.training["data"]),
+        figures="\n".join(rows),
+        threshold=calibration.threshold,
+        span_threshold=calibration.span_threshold,
+    )
