@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -16,6 +15,9 @@ from srllm_guard.errors import DeadlineExceeded, EngineError, GuardError
 from srllm_guard.labels import CATEGORIES, N_LOGITS
 
 T = TypeVar("T")
+
+MOST_ID = 2**32
+"""Tokenizers count tokens in 32 bits."""
 
 
 class Gate:
@@ -79,9 +81,7 @@ class Calls:
         found = self._timed("rewrite", lambda: self.gate.engine.generate(requests))
         _check_count(found, requests)
         for continuation in found:
-            ids = getattr(continuation, "ids", None)
-            if not isinstance(ids, tuple) or not all(isinstance(i, int) and i >= 0 for i in ids):
-                raise EngineError("The engine gave a continuation that is no tuple of token ids.")
+            _check_continuation(continuation)
         return found
 
     def total(self) -> float:
@@ -98,7 +98,7 @@ class Calls:
             self.spent[stage] = self.spent.get(stage, 0.0) + took
 
 
-class _Task:
+class _Task(Generic[T]):
     """Work in a thread of its own, whose result may come too late."""
 
     def __init__(self, work: Callable[[], T], turn: threading.Lock) -> None:
@@ -106,7 +106,7 @@ class _Task:
         self._turn = turn
         self._done = threading.Event()
         self._abandoned = False
-        self._value: object = None
+        self._value: T
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -115,17 +115,17 @@ class _Task:
                 return
             try:
                 self._value = _guarded(self._work)
-            except BaseException as error:  # handed over to the waiting thread
+            except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
                 self._error = error
             self._done.set()
 
-    def result(self, seconds: float) -> T:  # type: ignore[type-var]
+    def result(self, seconds: float) -> T:
         if not self._done.wait(min(seconds, threading.TIMEOUT_MAX)):
             self._abandoned = True
             raise DeadlineExceeded("The model did not answer within the deadline of the policy.")
         if self._error is not None:
             raise self._error
-        return self._value  # type: ignore[return-value]
+        return self._value
 
 
 def _guarded(work: Callable[[], T]) -> T:
@@ -151,5 +151,13 @@ def _check_shape(scores: object, name: str, shape: tuple[int, int]) -> None:
     if not isinstance(values, np.ndarray) or values.shape != shape:
         got = getattr(values, "shape", type(values).__name__)
         raise EngineError(f"The engine gave {name} of shape {got} where {shape} is right.")
-    if not math.isfinite(float(np.abs(values).sum(dtype=np.float64))):
-        raise EngineError(f"The engine gave {name} that are not finite.")
+    if values.dtype.kind != "f" or not np.isfinite(values).all():
+        raise EngineError(f"The engine gave {name} that are not finite numbers.")
+
+
+def _check_continuation(found: object) -> None:
+    ids = getattr(found, "ids", None)
+    if not isinstance(ids, tuple) or not all(isinstance(i, int) and 0 <= i < MOST_ID for i in ids):
+        raise EngineError("The engine gave a continuation that is no tuple of token ids.")
+    if not isinstance(getattr(found, "finished", None), bool):
+        raise EngineError("The engine did not say whether a continuation is finished.")

@@ -7,12 +7,13 @@ folded view is judged beside the plain one, and the worse verdict counts.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 
 from srllm_guard.engines.base import Floats, Scores, Window
 from srllm_guard.labels import CATEGORIES, LABELS, SLICES, UNSAFE
@@ -58,6 +59,8 @@ class _Piece:
     """Where each token stands in the text."""
 
 
+Doubles = NDArray[np.float64]
+
 Run = Callable[[Sequence[Window]], list[Scores]]
 """Runs windows through an engine."""
 
@@ -87,14 +90,13 @@ class Detector:
         scores = run([piece.window for piece in pieces]) if pieces else []
         found: list[list[Verdict | None]] = [[None] * len(segments) for _, segments in texts]
         for piece, score in zip(pieces, scores, strict=True):
-            text = texts[piece.text][0]
+            text, segments = texts[piece.text]
             for row, number in enumerate(piece.segments):
-                if number < 0:
+                tokens = [n for n, owner in enumerate(piece.window.owner) if owner == row]
+                if number < 0 or not tokens:  # the row of a segment without a token says nothing
                     continue
-                verdict = self._verdict(text, piece, row, score)
-                before = found[piece.text][number]
-                if before is None or verdict.score > before.score:
-                    found[piece.text][number] = verdict
+                verdict = self._verdict(text, segments[number], piece, row, tokens, score)
+                found[piece.text][number] = self._worse(verdict, found[piece.text][number])
         return [[verdict or NOTHING for verdict in verdicts] for verdicts in found]
 
     def _pieces(self, number: int, text: str, segments: Sequence[Segment]) -> Iterator[_Piece]:
@@ -109,13 +111,31 @@ class Detector:
                 views.append(folded)
             for seen in views:
                 window, ranges = self._prompt.window(seen.text, [_seen(seen, r) for r in within])
-                placed = tuple(
-                    tuple(start + at for at in seen.original(*where)) if where[0] < where[1] else (0, 0)
-                    for where in ranges
-                )
+                placed = tuple(_placed(seen, where, start) for where in ranges)
                 yield from _fitting(number, judged, window, placed, self._max_tokens)
 
-    def _verdict(self, text: str, piece: _Piece, row: int, scores: Scores) -> Verdict:
+    def _worse(self, verdict: Verdict, other: Verdict | None) -> Verdict:
+        """The worse of two verdicts on a segment, with what both say for certain is unsafe."""
+        if other is None:
+            return verdict
+        # Of equal ones the first: the plain view counts before the folded one.
+        worse, less = (verdict, other) if verdict.score > other.score else (other, verdict)
+        spans = list(worse.spans)
+        for span in less.spans:
+            apart = all(span.end <= s.start or s.end <= span.start for s in spans)
+            if apart and span.score >= self._calibration.span_threshold:
+                spans.append(span)
+        return replace(worse, spans=tuple(sorted(spans, key=lambda span: span.start)))
+
+    def _verdict(
+        self,
+        text: str,
+        segment: Segment,
+        piece: _Piece,
+        row: int,
+        tokens: Sequence[int],
+        scores: Scores,
+    ) -> Verdict:
         calibration = self._calibration
         logits = scores.labels[row].astype(np.float64)
         score = _sigmoid(calibration.scale * logits[UNSAFE] + calibration.shift)
@@ -126,8 +146,8 @@ class Detector:
             )
             for name in LABELS
         }
-        tokens = [n for n, owner in enumerate(piece.window.owner) if owner == row]
-        spans = _spans(text, piece.ranges, tokens, scores.spans, calibration.span_threshold)
+        ranges = [piece.ranges[n] for n in tokens]
+        spans = _spans(text, segment, ranges, scores.spans[tokens], calibration.span_threshold)
         return Verdict(round(float(score), DIGITS), labels, spans)
 
 
@@ -147,7 +167,9 @@ def summarise(
     for name, values in LABELS.items():
         rows = [verdict.labels[name] for verdict in verdicts] or [NOTHING.labels[name]]
         if name == "sentiment":
-            chances = tuple(round(sum(column) / len(rows), DIGITS) for column in zip(*rows, strict=True))
+            chances = tuple(
+                round(sum(column) / len(rows), DIGITS) for column in zip(*rows, strict=True)
+            )
         else:
             chances = min(rows, key=lambda row: row[0])
         best = max(range(len(values)), key=lambda n: chances[n])
@@ -202,27 +224,36 @@ def _seen(seen: View, where: Range) -> Range:
     return bisect_left(offsets, where[0]), bisect_left(offsets, where[1])
 
 
+def _placed(seen: View, where: Range, shift: int) -> Range:
+    """Where a range of a view of `text[shift:]` lies in that text; (0, 0) for an empty one."""
+    if where[0] == where[1]:
+        return 0, 0
+    start, end = seen.original(*where)
+    return shift + start, shift + end
+
+
 def _fitting(
     number: int, judged: tuple[int, ...], window: Window, placed: tuple[Range, ...], most: int
 ) -> Iterator[_Piece]:
-    """The piece itself, or parts of it where the model takes fewer tokens."""
-    for start in range(0, max(1, len(window.ids)), most):
-        part = slice(start, start + most)
-        yield _Piece(
-            number,
-            judged,
-            Window(window.ids[part], window.owner[part], window.segments),
-            placed[part],
+    """The piece, in parts that each have the prefix where the model takes fewer tokens."""
+    prefix = next((n for n, where in enumerate(placed) if where[0] < where[1]), 0)
+    step = max(1, most - prefix)
+    for start in range(prefix, max(prefix + 1, len(window.ids)), step):
+        ids, owner, ranges = (
+            (*row[:prefix], *row[start : start + step])
+            for row in (window.ids, window.owner, placed)
         )
+        yield _Piece(number, judged, Window(ids, owner, window.segments), ranges)
 
 
 def _spans(
-    text: str, ranges: Sequence[Range], tokens: Sequence[int], logits: Floats, threshold: float
+    text: str, segment: Segment, ranges: Sequence[Range], logits: Floats, threshold: float
 ) -> tuple[Span, ...]:
-    """Runs of tokens that are likely unsafe, grown to whole words."""
-    if not tokens:
-        return ()
-    chances = _sigmoid(logits[tokens].astype(np.float64))  # [tokens, categories]
+    """Runs of tokens that are likely unsafe, grown to whole words within their segment.
+
+    `ranges` and `logits` are those of the segment's tokens.
+    """
+    chances = _sigmoid(logits.astype(np.float64))  # [tokens, categories]
     peak = chances.max(-1)
     # Where nothing reaches the threshold, the likeliest phrase is named all the same.
     cut = min(threshold, float(peak.max()) * 0.6)
@@ -230,31 +261,32 @@ def _spans(
     found: list[Span] = []
     for _, group in groupby(enumerate(marked), key=lambda pair: pair[1] - pair[0]):
         run = [n for _, n in group]
-        start, end = _whole_words(text, ranges[tokens[run[0]]][0], ranges[tokens[run[-1]]][1])
+        start, end = _whole_words(text, segment, ranges[run[0]][0], ranges[run[-1]][1])
         mean = chances[run].mean(0)
         category = CATEGORIES[int(mean.argmax())]
         score = round(float(peak[run].max()), DIGITS)
         if found and not any(c.isalnum() for c in text[found[-1].end : start]):
             last = found.pop()
             category = category if score > last.score else last.category
-            start, score = last.start, max(score, last.score)
+            start, end, score = last.start, max(end, last.end), max(score, last.score)
         if start < end:
             found.append(Span(start, end, category, score))
     return tuple(found)
 
 
-def _whole_words(text: str, start: int, end: int) -> Range:
-    while start > 0 and text[start - 1].isalnum() and text[start].isalnum():
+def _whole_words(text: str, segment: Segment, start: int, end: int) -> Range:
+    start, end = max(start, segment.start), min(end, segment.end)
+    while start > segment.start and text[start - 1].isalnum() and text[start].isalnum():
         start -= 1
-    while 0 < end < len(text) and text[end].isalnum() and text[end - 1].isalnum():
+    while segment.start < end < segment.end and text[end].isalnum() and text[end - 1].isalnum():
         end += 1
     return start, end
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
+def _sigmoid(x: Doubles) -> Doubles:
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -60, 60))))
 
 
-def _softmax(x: np.ndarray) -> np.ndarray:
+def _softmax(x: Doubles) -> Doubles:
     powers = np.exp(x - x.max())
-    return powers / powers.sum()
+    return np.asarray(powers / powers.sum())

@@ -41,11 +41,7 @@ class Draft:
             text=self.text,
             segment=segment,
             spans=tuple(
-                replace(
-                    span,
-                    start=max(0, span.start - segment.start),
-                    end=min(segment.end, span.end) - segment.start,
-                )
+                replace(span, start=span.start - segment.start, end=span.end - segment.start)
                 for span in verdict.spans
             ),
             before=self._neighbour(number, -1),
@@ -80,6 +76,11 @@ class Repair:
         return all(job.replacement is not None for job in self.jobs.values())
 
     @property
+    def errors(self) -> tuple[str, ...]:
+        """What went wrong inside the model, each once."""
+        return tuple(dict.fromkeys(e for job in self.jobs.values() for e in job.errors))
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why segments were flagged and attempts refused, each once."""
         return tuple(dict.fromkeys(r for job in self.jobs.values() for r in job.reasons))
@@ -101,17 +102,19 @@ class Repair:
         """Send back to the ladder what is unsafe in the text that was about to be released.
 
         `found` is that text, judged. A segment that nobody touched can be unsafe now as well: its
-        neighbours changed.
+        neighbours changed. A text that is no longer English goes back as a whole.
         """
         _, edits = self.splice()
         ordered = sorted(self.jobs.values(), key=lambda job: job.segment.start)
+        if not found.language.verified:
+            for job in ordered:
+                job.reopen("unverified_language")
         for segment, flag in zip(found.segments, found.flagged, strict=True):
             if not flag:
                 continue
             hit = [job for job, edit in zip(ordered, edits, strict=True) if _touches(edit, segment)]
             for job in hit:
-                job.replacement, job.outcome = None, None
-                job.reasons.append("unsafe_in_place")
+                job.reopen("unsafe_in_place")
             if not hit:
                 self._add(segment.start - _shift(edits, segment.start))
 

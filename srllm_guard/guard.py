@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from srllm_guard.calls import Calls, Gate
+from srllm_guard.calls import Calls
 from srllm_guard.errors import ConfigError, DeadlineExceeded, EngineError
 from srllm_guard.moderator import Moderator
 from srllm_guard.policy import Policy
@@ -49,8 +49,8 @@ class Guard:
         self.policy = _policy(policy)
         if not isinstance(model, Runtime):
             model = load(model, device=device, engine=engine, base=base, four_bit=four_bit)
-        self._runtime = model
-        self._gate = Gate(model.engine)
+        self.runtime = model
+        """The model that the guard runs on; give it to another `Guard` to share the weights."""
         self._moderator = Moderator(model, self.policy)
 
     def detect(self, text: str) -> Detection:
@@ -92,18 +92,7 @@ class Guard:
 
         The policy's deadline is one for the whole call.
         """
-        checked = _strings(texts)
-        if not checked:
-            return []
-        calls = self._open()
-        try:
-            drafts = self._moderator.judge(checked, calls)
-        except EngineError as error:
-            if len(checked) > 1 and not isinstance(error, DeadlineExceeded):
-                # One text must not cost the others their verdict.
-                return [self.moderate(text) for text in checked]
-            return [self._moderator.failed(text, error, calls) for text in checked]
-        return self._moderator.settle(drafts, calls)
+        return self._moderate(_strings(texts), self._open())
 
     async def adetect(self, text: str) -> Detection:
         """`detect` without blocking the event loop."""
@@ -131,7 +120,7 @@ class Guard:
 
     def info(self) -> dict[str, Any]:
         """What this guard runs on: bundle, engine, device, hashes, thresholds; JSON-ready."""
-        runtime = self._runtime
+        runtime = self.runtime
         return {
             **self._moderator.provenance.to_dict(),
             "threshold": self._moderator.threshold,
@@ -140,8 +129,18 @@ class Guard:
             "engine_info": runtime.engine.info(),
         }
 
+    def _moderate(self, texts: list[str], calls: Calls) -> list[Moderation]:
+        try:
+            drafts = self._moderator.judge(texts, calls)
+        except EngineError as error:
+            if len(texts) == 1 or isinstance(error, DeadlineExceeded):
+                return [self._moderator.failed(text, error, calls) for text in texts]
+            # One text must not cost the others their verdict.
+            return [result for text in texts for result in self._moderate([text], calls)]
+        return self._moderator.settle(drafts, calls)
+
     def _open(self) -> Calls:
-        return self._gate.open(self.policy.deadline_ms)
+        return self.runtime.gate.open(self.policy.deadline_ms)
 
 
 def _policy(policy: Policy | None) -> Policy:

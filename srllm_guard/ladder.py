@@ -10,6 +10,7 @@ from typing import Literal
 from srllm_guard.calls import Calls
 from srllm_guard.detector import GAP, NOTHING, Detector, Verdict
 from srllm_guard.engines.base import Request
+from srllm_guard.errors import DeadlineExceeded, EngineError
 from srllm_guard.policy import Policy
 from srllm_guard.prompt import Prompt, Range, left_context
 from srllm_guard.results import Span
@@ -17,8 +18,8 @@ from srllm_guard.text.segments import Segment
 from srllm_guard.verify import closeness, faults, unprotected
 
 Outcome = Literal["rewrite", "mask"]
-Flag = Callable[[Verdict], bool]
-"""Whether the policy calls a verdict unsafe."""
+Flags = Callable[[str, Sequence[Verdict]], list[bool]]
+"""Which verdicts on segments of a text the policy calls unsafe."""
 
 SLACK = 24
 """Tokens that a rewrite may have beyond twice its source."""
@@ -44,10 +45,18 @@ class Job:
     outcome: Outcome | None = None
     tried: int = 0
     """Attempts that are behind it; it never goes back to one of them."""
+    errors: list[str] = field(default_factory=list)
+    """What went wrong inside the model."""
 
     @property
     def source(self) -> str:
+        """The segment as it was."""
         return self.text[self.segment.start : self.segment.end]
+
+    def reopen(self, reason: str) -> None:
+        """Take the replacement back: the next attempt has to find another one."""
+        self.replacement, self.outcome = None, None
+        self.reasons.append(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +72,51 @@ class Attempt:
 class Ladder:
     """Walks jobs down the rungs of a policy."""
 
-    def __init__(self, prompt: Prompt, detector: Detector, policy: Policy, flag: Flag) -> None:
+    def __init__(self, prompt: Prompt, detector: Detector, policy: Policy, flags: Flags) -> None:
         self._prompt = prompt
         self._detector = detector
         self._policy = policy
-        self._flag = flag
+        self._flags = flags
 
     def walk(self, jobs: Sequence[Job], calls: Calls) -> None:
         """Give every job that can be made safe its replacement; the rest keep None.
 
+        An attempt that fails inside the engine costs the job that attempt; where the policy fails
+        open it ends the job.
+
         Raises:
-            EngineError: the engine failed on the way. What was verified until then stays.
+            DeadlineExceeded: no time is left. What was verified until then stays.
         """
         for number, attempt in enumerate(self._attempts(calls)):
-            open_jobs = [job for job in jobs if job.replacement is None and job.tried <= number]
-            if not open_jobs:
-                continue
-            proposals = attempt.propose(open_jobs)
-            self._settle(open_jobs, proposals, attempt, calls)
+            open_jobs = [
+                job
+                for job in jobs
+                if job.replacement is None
+                and job.tried <= number
+                and not (job.errors and self._policy.fail_open)
+            ]
+            if open_jobs:
+                self._try(attempt, open_jobs, calls)
             for job in open_jobs:
                 job.tried = number + 1
 
     def mask_whole(self, job: Job) -> None:
         """Replace the whole segment by the mask: nothing of the original is left to be unsafe."""
         job.replacement, job.outcome = self._policy.mask_text, "mask"
+
+    def _try(self, attempt: Attempt, jobs: Sequence[Job], calls: Calls) -> None:
+        try:
+            self._settle(jobs, attempt.propose(jobs), attempt, calls)
+        except DeadlineExceeded:
+            raise
+        except EngineError as error:
+            if len(jobs) == 1:
+                jobs[0].reasons.append(f"{attempt.name}: {type(error).__name__}")
+                jobs[0].errors.append(named(error))
+                return
+            # One segment must not cost the others their rewrite.
+            for job in jobs:
+                self._try(attempt, [job], calls)
 
     def _attempts(self, calls: Calls) -> Iterator[Attempt]:
         policy = self._policy
@@ -105,9 +135,7 @@ class Ladder:
         self, jobs: Sequence[Job], calls: Calls, *, barred: bool = False
     ) -> list[list[str]]:
         found = calls.generate([self._request(job, barred=barred) for job in jobs])
-        return [
-            [self._prompt.decode(each.ids).strip() if each.finished else ""] for each in found
-        ]
+        return [[self._prompt.decode(each.ids).strip() if each.finished else ""] for each in found]
 
     def _sample(self, jobs: Sequence[Job], calls: Calls) -> list[list[str]]:
         count = self._policy.candidates
@@ -167,10 +195,10 @@ class Ladder:
                     job.reasons += [f"{attempt.name}: {reason}" for reason in wrong]
                 else:
                     open_.append((job, rank, text))
-        verdicts = self._judge([(job, text) for job, _, text in open_], calls)
+        unsafe = self._judge([(job, text) for job, _, text in open_], calls)
         ranked: dict[int, list[tuple[float, float, int, str]]] = {}
-        for (job, rank, text), verdict in zip(open_, verdicts, strict=True):
-            if self._flag(verdict):
+        for (job, rank, text), (verdict, flagged) in zip(open_, unsafe, strict=True):
+            if flagged:
                 job.reasons.append(f"{attempt.name}: still_unsafe")
                 continue
             near = closeness(job.source, text)
@@ -185,37 +213,40 @@ class Ladder:
     def _wrong(self, job: Job, text: str, attempt: Attempt) -> tuple[str, ...]:
         if attempt.outcome == "mask":
             return ("unchanged",) if text == job.source else ()
-        if "\n" in text or "\r" in text:
+        if len(text.splitlines()) > 1:
             return ("line_break",)
         near = job.text[max(0, job.segment.start - GAP) : job.segment.end + GAP]
         return faults(job.source, text, job.spans, self._policy, near)
 
-    def _judge(self, proposals: Sequence[tuple[Job, str]], calls: Calls) -> list[Verdict]:
-        """Detect each replacement in place, between its safe neighbours."""
+    def _judge(
+        self, proposals: Sequence[tuple[Job, str]], calls: Calls
+    ) -> list[tuple[Verdict, bool]]:
+        """Detect each replacement in place, between its safe neighbours; say which are unsafe."""
         texts = []
         for job, new in proposals:
-            first = job.before[0].start if job.before else job.segment.start
-            last = job.behind[0].end if job.behind else job.segment.end
+            # A margin, never judged, shows where a quotation begins and ends.
+            first = max(0, (job.before or (job.segment,))[0].start - GAP)
+            last = (job.behind or (job.segment,))[0].end + GAP
             start = job.segment.start - first
             text = job.text[first : job.segment.start] + new + job.text[job.segment.end : last]
             shift = len(new) - (job.segment.end - job.segment.start) - first
             here = [Segment(start, start + len(new), "prose", 0)] if new else []
-            left = [Segment(0, job.before[0].end - first, "prose", 0)] if job.before else []
-            right = [
-                Segment(s.start + shift, s.end + shift, "prose", 0) for s in job.behind
-            ]
+            left = [Segment(s.start - first, s.end - first, "prose", 0) for s in job.before]
+            right = [Segment(s.start + shift, s.end + shift, "prose", 0) for s in job.behind]
             texts.append((text, [*left, *here, *right], len(left), bool(here)))
         found = self._detector.judge(
             [(text, parts) for text, parts, _, _ in texts],
             lambda windows: calls.detect(windows, "verify"),
         )
         return [
-            verdicts[at] if here else NOTHING
-            for verdicts, (_, _, at, here) in zip(found, texts, strict=True)
+            (verdicts[at], self._flags(text, verdicts)[at]) if here else (NOTHING, False)
+            for verdicts, (text, _, at, here) in zip(found, texts, strict=True)
         ]
 
 
-
+def named(error: EngineError) -> str:
+    """An error in one line, for results."""
+    return f"{type(error).__name__}: {error.message}"
 
 
 def _masked(source: str, ranges: Sequence[Range], mask: str) -> str:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from srllm_guard import __version__
 from srllm_guard.calls import Calls
-from srllm_guard.detector import Detector, Verdict
+from srllm_guard.detector import DIGITS, Detector, Verdict
 from srllm_guard.draft import Draft, Repair
 from srllm_guard.errors import DeadlineExceeded, EngineError
-from srllm_guard.ladder import Ladder
+from srllm_guard.ladder import Ladder, named
 from srllm_guard.language import Language, language
 from srllm_guard.policy import Policy
 from srllm_guard.results import Detection, Edit, Moderation, Provenance, Span
-from srllm_guard.text.protect import protected
+from srllm_guard.text.protect import Protected, protected
 from srllm_guard.text.segments import segments
 
 if TYPE_CHECKING:
     from srllm_guard.results import Action
     from srllm_guard.runtime import Runtime
 
-ROUNDS = 3
-"""How often a text that is about to be released is judged anew before it is withheld."""
+ROUNDS = 6
+"""How often a text that is about to be released is judged anew before it is withheld: once for each
+attempt of the ladder, and then for what became unsafe beside it."""
 
 
 class Moderator:
@@ -31,7 +32,7 @@ class Moderator:
     def __init__(self, runtime: Runtime, policy: Policy) -> None:
         self._policy = policy
         self._detector = Detector(runtime.prompt, runtime.calibration, runtime.engine.max_tokens)
-        self._ladder = Ladder(runtime.prompt, self._detector, policy, self._unsafe)
+        self._ladder = Ladder(runtime.prompt, self._detector, policy, self._flags)
         chosen = policy.threshold
         self.threshold = runtime.calibration.threshold if chosen is None else chosen
         self.provenance = Provenance(
@@ -58,9 +59,8 @@ class Moderator:
         judged = self._detector.judge(list(zip(texts, prose, strict=True)), calls.detect)
         drafts = []
         for text, parts, verdicts, found in zip(texts, prose, judged, languages, strict=True):
-            quoted = self._quotations(text)
-            flags = tuple(self._unsafe(v) and not _within(v.spans, quoted) for v in verdicts)
-            drafts.append(Draft(text, parts, tuple(verdicts), flags, found))
+            flags = self._flags(text, verdicts)
+            drafts.append(Draft(text, parts, tuple(verdicts), tuple(flags), found))
         return drafts
 
     def settle(self, drafts: Sequence[Draft], calls: Calls) -> list[Moderation]:
@@ -71,19 +71,20 @@ class Moderator:
         errors: dict[int, str] = {}
         for _ in range(ROUNDS):
             todo = {n: r for n, r in repairs.items() if n not in after and n not in errors}
+            if not todo:
+                break
             errors |= self._walk(todo, calls)
             ready = {n: r for n, r in todo.items() if n not in errors and r.complete}
             found, failed = self._look(ready, calls)
             errors |= failed
             for n, draft in found.items():
-                if any(draft.flagged):
+                if any(draft.flagged) or not draft.language.verified:
                     repairs[n].reopen(draft)
                 else:
                     after[n] = draft.detection
         if self._policy.on_fail == "mask":
-            after |= self._last_resort(
-                {n: r for n, r in repairs.items() if n not in after and n not in errors}, calls
-            )
+            left = {n: r for n, r in repairs.items() if n not in after and n not in errors}
+            after |= self._last_resort(left, calls)
         return [
             self._repaired(repairs[n], after.get(n), errors.get(n), calls)
             if n in repairs
@@ -94,38 +95,34 @@ class Moderator:
     def failed(self, text: str, error: EngineError, calls: Calls) -> Moderation:
         """The outcome for a text that could not be judged."""
         draft = Draft(text, (), (), (), Language(None, 0.0, False))
-        errors = (_named(error),)
+        errors = (named(error),)
         if self._policy.fail_open or self._policy.mode == "observe":
             return self._result("unverified", draft, calls, errors=errors)
-        return self._blocked(draft, calls, errors, errors)
+        return self._withheld(draft, calls, errors, errors)
+
+    def _flags(self, text: str, verdicts: Sequence[Verdict]) -> list[bool]:
+        """Which verdicts on segments of `text` the policy calls unsafe."""
+        flags = [self._unsafe(verdict) for verdict in verdicts]
+        if self._policy.protect_quotations and any(flags):
+            quoted = [part for part in protected(text, quotations=True) if part.kind == "quotation"]
+            pairs = zip(verdicts, flags, strict=True)
+            return [flag and not _within(verdict.spans, quoted) for verdict, flag in pairs]
+        return flags
 
     def _unsafe(self, verdict: Verdict) -> bool:
         return verdict.score >= self.threshold or any(
-            1 - verdict.labels[name][0] >= least
+            round(1 - verdict.labels[name][0], DIGITS) >= least
             for name, least in self._policy.label_thresholds.items()
         )
 
-    def _quotations(self, text: str) -> list[tuple[int, int]]:
-        if not self._policy.protect_quotations:
-            return []
-        return [(p.start, p.end) for p in protected(text, quotations=True) if p.kind == "quotation"]
-
     def _walk(self, repairs: dict[int, Repair], calls: Calls) -> dict[int, str]:
-        """Walk all open jobs down the ladder; returns what failed."""
-        if not repairs:
-            return {}
+        """Walk all open jobs down the ladder; returns which had no time for it."""
         try:
             jobs = [job for repair in repairs.values() for job in repair.jobs.values()]
             self._ladder.walk(jobs, calls)
-            return {}
-        except EngineError as error:
-            if len(repairs) == 1 or isinstance(error, DeadlineExceeded):
-                return dict.fromkeys(repairs, _named(error))
-        # One text must not cost the others their rewrite.
-        failed: dict[int, str] = {}
-        for n, repair in repairs.items():
-            failed |= self._walk({n: repair}, calls)
-        return failed
+        except DeadlineExceeded as error:
+            return dict.fromkeys(repairs, named(error))
+        return {}
 
     def _look(
         self, repairs: dict[int, Repair], calls: Calls
@@ -137,40 +134,61 @@ class Moderator:
             drafts = self.judge([repair.splice()[0] for repair in repairs.values()], calls)
             return dict(zip(repairs, drafts, strict=True)), {}
         except EngineError as error:
-            return {}, dict.fromkeys(repairs, _named(error))
+            if len(repairs) == 1 or isinstance(error, DeadlineExceeded):
+                return {}, dict.fromkeys(repairs, named(error))
+        # One text must not cost the others their release.
+        found: dict[int, Draft] = {}
+        failed: dict[int, str] = {}
+        for n, repair in repairs.items():
+            one, none = self._look({n: repair}, calls)
+            found |= one
+            failed |= none
+        return found, failed
 
     def _last_resort(self, repairs: dict[int, Repair], calls: Calls) -> dict[int, Detection]:
-        """Mask whole segments where nothing else was safe: nothing unsafe is left to be released."""
+        """Mask whole segments where nothing else was safe."""
+        if self._policy.fail_open:
+            repairs = {n: repair for n, repair in repairs.items() if not repair.errors}
         for repair in repairs.values():
             for job in repair.jobs.values():
                 if job.replacement is None:
                     self._ladder.mask_whole(job)
-        return {n: draft.detection for n, draft in self._look(repairs, calls)[0].items()}
+        found, _ = self._look(repairs, calls)
+        return {
+            n: d.detection for n, d in found.items() if d.language.verified and not any(d.flagged)
+        }
 
     def _untouched(self, draft: Draft, calls: Calls) -> Moderation:
         if draft.language.verified:
             return self._result("pass", draft, calls)
         if self._policy.unverified == "pass" or self._policy.mode == "observe":
             return self._result("unverified", draft, calls)
-        return self._blocked(draft, calls, ("unverified",), ())
+        return self._withheld(draft, calls, ("unverified",), (), "block")
 
     def _repaired(
         self, repair: Repair, after: Detection | None, error: str | None, calls: Calls
     ) -> Moderation:
-        errors = () if error is None else (error,)
+        errors = repair.errors if error is None else (*repair.errors, error)
         if after is not None:
             text, edits = repair.splice()
             masked = any(edit.action == "mask" for edit in edits)
             action: Action = "mask" if masked else "rewrite"
-            return self._result(action, repair.draft, calls, text, after, edits)
+            return self._result(action, repair.draft, calls, text, after, edits, errors)
         if self._policy.fail_open and (errors or self._policy.on_fail == "pass"):
             return self._result("unverified", repair.draft, calls, errors=errors)
-        return self._blocked(repair.draft, calls, (*repair.reasons, *errors), errors)
+        return self._withheld(repair.draft, calls, (*repair.reasons, *errors), errors)
 
-    def _blocked(
-        self, draft: Draft, calls: Calls, reasons: tuple[str, ...], errors: tuple[str, ...]
+    def _withheld(
+        self,
+        draft: Draft,
+        calls: Calls,
+        reasons: tuple[str, ...],
+        errors: tuple[str, ...],
+        action: Literal["mask", "block"] | None = None,
     ) -> Moderation:
-        message = self._policy.block_message
+        """The whole text masked or blocked, as the policy ends the ladder."""
+        action = action or ("mask" if self._policy.on_fail == "mask" else "block")
+        message = self._policy.mask_text if action == "mask" else self._policy.block_message
         edit = Edit(
             start=0,
             end=len(draft.text),
@@ -178,11 +196,11 @@ class Moderator:
             new_end=len(message),
             original=draft.text,
             replacement=message,
-            action="block",
+            action=action,
             spans=draft.detection.spans,
             reasons=reasons,
         )
-        return self._result("block", draft, calls, message, None, (edit,), errors)
+        return self._result(action, draft, calls, message, None, (edit,), errors)
 
     def _result(
         self,
@@ -208,12 +226,8 @@ class Moderator:
         )
 
 
-def _named(error: EngineError) -> str:
-    return f"{type(error).__name__}: {error.message}"
-
-
-def _within(spans: Sequence[Span], quoted: Sequence[tuple[int, int]]) -> bool:
-    """Whether all that is unsafe stands within protected quotations."""
-    return bool(spans and quoted) and all(
-        any(start <= span.start and span.end <= end for start, end in quoted) for span in spans
+def _within(spans: Sequence[Span], quoted: Sequence[Protected]) -> bool:
+    """Whether all that is unsafe stands within quotations."""
+    return bool(spans) and all(
+        any(part.start <= span.start and span.end <= part.end for part in quoted) for span in spans
     )

@@ -219,12 +219,12 @@ class Moderation:
 
     @property
     def safe(self) -> bool:
-        """Whether `text` was withheld, or judged and found safe.
+        """Whether the whole text was withheld, or judged and found safe.
 
         False for text that is unverified, and for an unsafe original that a policy which only
         observes, or fails open, released.
         """
-        if self.action == "block":
+        if self.action == "block" or (self.action == "mask" and self.after is None):
             return True
         judged = self.before if self.after is None else self.after
         return self.action != "unverified" and judged.verified and not judged.unsafe

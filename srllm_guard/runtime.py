@@ -1,12 +1,13 @@
-"""One model ready to run: an engine, the prompt format, the calibration, and where they are from."""
+"""One model ready to run: engine, prompt format, calibration, and where they are from."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from srllm_guard.calls import Gate
 from srllm_guard.engines.base import Engine
 from srllm_guard.errors import ConfigError
 from srllm_guard.models.bundle import Calibration
@@ -33,6 +34,11 @@ class Runtime:
     """sha256 of its manifest."""
     base_hash: str
     """sha256 of the base weights, or the id of a base that has no single file."""
+    gate: Gate = field(init=False, repr=False, compare=False)
+    """The one way to the engine, also for several guards that share it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gate", Gate(self.engine))
 
 
 def load(

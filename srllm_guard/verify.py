@@ -20,13 +20,30 @@ _META = re.compile(
     r"^\W*(?:here(?:'s| is| are)\b.{0,40}\b(?:rewrit|rephras|revis|version|text|variation)"
     r"|(?:sure|certainly|of course|okay)[,!.:]\s"
     r"|(?:i'm sorry|sorry|i apologi[sz]e)\b.{0,20}\b(?:can(?:'t|not)|unable|but)\b"
-    r"|as an ai\b|(?:safe|rewritten|revised) (?:text|version|variation)\b"
-    r"|(?:it is|it's) important to (?:note|remember|recogni[sz]e)\b)",
+    r"|as an? (?:ai|(?:large )?language model)\b"
+    r"|(?:safe|safer|rewritten|rephrased|revised|neutral) (?:text|version|variation|rewrite)\b"
+    r"|(?:it is|it's) important to (?:note|remember|recogni[sz]e)\b)"
+    r"|\bi(?:'ve| have)? (?:rewrote|rewritten|rephrased|revised|reworded)\b"
+    r"|\bth(?:e|is) (?:text|sentence|statement|message) (?:has been|was) (?:re|chang|modif|remov)",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nobody|nothing|neither|nor|cannot|without|\w+n['’]t|[dw]ont|cant|aint|isnt)\b",
+    re.IGNORECASE,
+)
+_REASON = re.compile(
+    r"\b(?:because|due to|owing to|thanks to|on account of|considering|seeing (?:as|that)"
+    r"|given (?:that|how)|since (?!then\b|\d|last\b|yesterday\b|childhood\b))",
+    re.IGNORECASE,
+)
+_ANY_REASON = re.compile(
+    rf"{_REASON.pattern}|\b(?:'?cause|cuz|coz|bc|since|as|for|so|that's why|why)\b", re.IGNORECASE
+)
+_QUANTITY = re.compile(
+    r"\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty"
+    r"|dozens?|hundreds?|thousands?|millions?|billions?|percent|days?|weeks?|months?|years?"
+    r"|decades?|half|twice)\b",
     re.IGNORECASE,
 )
 _NAME = re.compile(r"(?<![.!?:\"“”'’(\n] )(?<!^)\b[A-Z][a-z]+(?:[-'’][A-Z]?[a-z]+)*\b")
@@ -57,15 +74,18 @@ def faults(
 
     Returns:
         Short reasons: "empty", "unchanged", "meta_talk", "length", "kept_phrase", "lost_<kind>",
-        "lost_name", "invented_number", "invented_name", "negation_lost", "negation_added",
-        "compares_groups".
+        "lost_name", "invented_number", "invented_name", "invented_reason", "negation_lost",
+        "negation_added", "compares_groups", "garbled".
     """
     if not rewrite.strip():
         return ("empty",)
-    if rewrite == source:
+    said = _words(source)
+    if rewrite == source or (said and said == _words(rewrite)):
         return ("unchanged",)
     marks = [(span.start, span.end) for span in spans]
     found = []
+    if rewrite.count("\ufffd") > source.count("\ufffd"):
+        found.append("garbled")  # half a character
     if _META.search(rewrite) and not _META.search(source):
         found.append("meta_talk")
     ratio = len(rewrite) / max(1, len(source))
@@ -74,11 +94,19 @@ def faults(
         ratio > policy.max_length_ratio and len(rewrite) > len(source) + 40
     ):
         found.append("length")
-    if any(_kept(source, span, rewrite) for span in spans):
+    phrases = [
+        (source[start:end], span.category)
+        for span in spans
+        for start, end in unprotected(source, [span], policy)
+    ]
+    if any(_kept(*phrase, rewrite) for phrase in phrases):
         found.append("kept_phrase")
     lost = missing(source, rewrite, quotations=policy.protect_quotations)
     found += sorted({f"lost_{part.kind}" for part in lost})
     found += _names(source, rewrite, marks, context)
+    # A small model explains what it cannot know: no reason is given that was not given before.
+    if _REASON.search(rewrite) and not _ANY_REASON.search(source):
+        found.append("invented_reason")
     found += _negation(source, rewrite, marks)
     if _COMPARISON.search(rewrite):
         found.append("compares_groups")
@@ -95,18 +123,17 @@ def _words(text: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(text)]
 
 
-def _kept(source: str, span: Span, rewrite: str) -> bool:
+def _kept(phrase: str, category: str, rewrite: str) -> bool:
     """Whether an unsafe phrase came through. One word of bias ("women") may be the topic itself."""
-    phrase = _words(source[span.start : span.end])
-    if not phrase or (len(phrase) == 1 and span.category == "bias"):
+    wanted, words = _words(phrase), _words(rewrite)
+    width = len(wanted)
+    if not wanted or (width == 1 and category == "bias"):
         return False
-    words = _words(rewrite)
-    width = len(phrase)
-    return any(words[n : n + width] == phrase for n in range(len(words) - width + 1))
+    return any(words[n : n + width] == wanted for n in range(len(words) - width + 1))
 
 
 def _names(source: str, rewrite: str, marks: Sequence[Range], context: str) -> list[str]:
-    """Names outside the unsafe phrases must be kept; numbers and names must not appear from nowhere."""
+    """Names outside the unsafe phrases must be kept; no name or number may come from nowhere."""
     found = []
     outside = {m.group() for m in _NAME.finditer(source) if not _overlaps(m.span(), marks)}
     if any(not re.search(rf"\b{re.escape(name)}\b", rewrite) for name in outside):
@@ -114,8 +141,9 @@ def _names(source: str, rewrite: str, marks: Sequence[Range], context: str) -> l
     known = set(_words(source)) | set(_words(context))
     if any(name.casefold() not in known for name in _NAME.findall(rewrite)):
         found.append("invented_name")
-    digits = Counter(re.findall(r"\d+", source)) + Counter(re.findall(r"\d+", context))
-    if Counter(re.findall(r"\d+", rewrite)) - digits:
+    digits = Counter(re.findall(r"\d+", source)) | Counter(re.findall(r"\d+", context))
+    quantities = {word.casefold() for word in _QUANTITY.findall(rewrite)}
+    if Counter(re.findall(r"\d+", rewrite)) - digits or quantities - known:
         found.append("invented_number")
     return found
 
@@ -129,13 +157,17 @@ def _negation(source: str, rewrite: str, marks: Sequence[Range]) -> list[str]:
     left, right = list(_WORD.finditer(source)), _words(rewrite)
     words = [m.group().casefold() for m in left]
     matcher = SequenceMatcher(None, words, right, autojunk=False)
-    for tag, i, _, k, m in matcher.get_opcodes():
-        if tag != "insert" or not _NEGATION.search(" ".join(right[k:m])):
+    for tag, i, j, k, m in matcher.get_opcodes():
+        if tag in ("equal", "delete") or _negations(right[k:m]) <= _negations(words[i:j]):
             continue
-        beside = [left[n] for n in (i - 1, i) if 0 <= n < len(left)]
+        beside = left[max(0, i - 1) : j + 1]
         if not any(_overlaps((w.start() - 1, w.end() + 1), marks) for w in beside):
             return ["negation_added"]
     return []
+
+
+def _negations(words: Sequence[str]) -> int:
+    return len(_NEGATION.findall(" ".join(words)))
 
 
 def _overlaps(where: Range, marks: Sequence[Range]) -> bool:
@@ -145,9 +177,7 @@ def _overlaps(where: Range, marks: Sequence[Range]) -> bool:
 def unprotected(text: str, spans: Sequence[Span], policy: Policy) -> list[Range]:
     """The unsafe phrases without the protected parts in them, sorted: what a mask may cover."""
     guarded = [
-        (part.start, part.end)
-        for part in protected(text, quotations=policy.protect_quotations)
-        if part.kind != "quotation" or policy.protect_quotations
+        (part.start, part.end) for part in protected(text, quotations=policy.protect_quotations)
     ]
     found: list[Range] = []
     for span in spans:
@@ -158,7 +188,7 @@ def unprotected(text: str, spans: Sequence[Span], policy: Policy) -> list[Range]
                 for first, last in pieces
                 for piece in ((first, min(last, start)), (max(first, end), last))
                 if piece[0] < piece[1]
-            ] if any(first < end and start < last for first, last in pieces) else pieces
+            ]
         found += [_tight(text, piece) for piece in pieces if text[slice(*piece)].strip()]
     return sorted(set(found))
 

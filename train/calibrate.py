@@ -11,12 +11,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from srllm_guard.errors import ConfigError
 from srllm_guard.labels import LABELS, SLICES
 from srllm_guard.models.bundle import Calibration
 from srllm_guard.prompt import Prompt
@@ -26,15 +28,29 @@ from train.example import Example
 from train.finetune import Corpus
 from train.model import Model
 
+Floats = np.ndarray[Any, Any]
+
 ORDINARY = 0.01
 """Largest share of ordinary sentences that the threshold may flag."""
+
+GRID = [round(0.05 + 0.01 * step, 2) for step in range(91)]
+"""Thresholds that are tried."""
 
 MOST = 400
 """Examples of each source that the fit reads."""
 
 
 def calibrate(model: Model, prompt: Prompt, corpus: Corpus) -> tuple[Calibration, dict[str, Any]]:
-    """Fit the calibration on the dev splits; also returns their figures, by source."""
+    """Fit the calibration on the dev splits; also returns their figures, by source.
+
+    Raises:
+        ConfigError: there is no dev example at all.
+    """
+    if not any(corpus.dev.values()):
+        raise ConfigError(
+            "There are no dev examples to calibrate with.",
+            hint='Give some records the split "dev".',
+        )
     model.eval()
     device = next(model.heads.parameters()).device
 
@@ -81,29 +97,27 @@ def _platt(found: dict[str, evaluation.Judged]) -> tuple[float, float]:
 def _threshold(
     own: evaluation.Judged, ordinary: evaluation.Judged, scale: float, shift: float
 ) -> float:
+    """See the module; where every threshold flags too much, the highest."""
     mine = _sigmoid(scale * own.logits + shift)
     others = _sigmoid(scale * ordinary.logits[ordinary.unsafe == 0] + shift)
-    best, chosen = -1.0, 0.5
-    for candidate in np.linspace(0.05, 0.95, 91):
-        if len(others) and (others >= candidate).mean() > ORDINARY:
-            continue
-        flagged = mine >= candidate
-        hits = float((flagged & (own.unsafe == 1)).sum())
-        f1 = 2 * hits / max(1.0, float(flagged.sum() + own.unsafe.sum()))
-        if f1 > best:
-            best, chosen = f1, float(candidate)
-    return round(chosen, 2)
+    allowed = [c for c in GRID if not len(others) or (others >= c).mean() <= ORDINARY]
+    return _best_f1(mine, own.unsafe == 1, allowed or GRID[-1:])
 
 
 def _span_threshold(own: evaluation.Judged) -> float:
-    chances = _sigmoid(own.span_logits)
-    best, chosen = -1.0, 0.5
-    for candidate in np.linspace(0.05, 0.95, 91):
-        marked = chances >= candidate
-        f1 = 2 * float((marked & own.span_truth).sum()) / max(1, marked.sum() + own.span_truth.sum())
+    return _best_f1(_sigmoid(own.span_logits), own.span_truth.astype(bool), GRID)
+
+
+def _best_f1(chances: Floats, truth: Floats, candidates: Sequence[float]) -> float:
+    """The candidate with the best F1; without a hit that which is nearest to one half."""
+    best, chosen = 0.0, min(candidates, key=lambda candidate: abs(candidate - 0.5))
+    for candidate in candidates:
+        flagged = chances >= candidate
+        hits = float((flagged & truth).sum())
+        f1 = 2 * hits / max(1.0, float(flagged.sum() + truth.sum()))
         if f1 > best:
-            best, chosen = f1, float(candidate)
-    return round(chosen, 2)
+            best, chosen = f1, candidate
+    return chosen
 
 
 def _temperatures(batches: list[list[detection.Item]], judge: evaluation.Judge) -> dict[str, float]:
@@ -136,4 +150,4 @@ def _cross_entropy(logits: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+    return 1 / (1 + np.exp(-np.clip(x, -60, 60)))

@@ -5,10 +5,27 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from srllm_guard.errors import ConfigError
 from srllm_guard.models.bundle import Base
+from srllm_guard.prompt import TEMPLATES
+from train.mappings import SOURCES
+
+_CHOICES = {
+    "prompt": tuple(TEMPLATES),
+    "schedule": ("cosine", "constant"),
+    "optimizer": ("adamw", "paged_adamw_32bit"),
+    "quant_type": ("nf4", "fp4"),
+    "compute_dtype": ("float16", "bfloat16", "float32"),
+}
+"""Settings that take one of a few names."""
+
+_NATURAL = {
+    *("r", "alpha", "layer", "dim", "blocks", "epochs", "max_length"),
+    *("rewriting_tokens", "detection_tokens", "save_every", "evaluate_every"),
+}
+"""Settings that are at least 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +97,8 @@ class Training:
     evaluate_every: int = 50
     """Steps between dev losses."""
     patience: int = 0
-    """Stop after this many dev losses without a better one; 0 never."""
+    """Stop after this many dev losses without a better one, and keep the weights of the best; 0
+    never stops and keeps the last."""
     seed: int = 0
 
 
@@ -102,14 +120,16 @@ class Config:
         """Read a configuration.
 
         Raises:
-            ConfigError: unreadable, or a key that is not known; names it.
+            ConfigError: unreadable; a key that is not known or missing; a value of another type
+                or not among those that the key takes. Names file and key.
         """
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{path.name} cannot be read: {error}", hint="Check path and TOML.") from error
-        parts: dict[str, Any] = {"name": path.stem}
-        sections = {
+        except (OSError, ValueError) as error:  # bad UTF-8 and bad TOML are ValueErrors
+            raise ConfigError(
+                f"{path.name} cannot be read: {error}", hint="Check path and TOML."
+            ) from error
+        sections: dict[str, Any] = {
             "base": Base,
             "lora": Lora,
             "quantization": Quantization,
@@ -117,11 +137,12 @@ class Config:
             "data": Data,
             "training": Training,
         }
+        parts: dict[str, Any] = {"name": path.stem}
         for key, value in content.items():
             if key in sections:
                 parts[key] = _section(sections[key], value, f"{path.name} [{key}]")
             elif key in ("name", "prompt"):
-                parts[key] = value
+                parts[key] = _checked(value, str, f"{path.name} {key}")
             else:
                 known = ", ".join(("name", "prompt", *sections))
                 raise ConfigError(f"{path.name}: unknown key {key!r}.", hint=f"Known: {known}.")
@@ -131,13 +152,53 @@ class Config:
             raise ConfigError(f"{path.name}: {error}", hint="Add what is missing.") from error
 
 
-def _section(kind: Any, values: dict[str, Any], where: str) -> Any:
-    known = {entry.name for entry in fields(kind)}
-    if unknown := sorted(set(values) - known):
+def _section(kind: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} is {values!r}.", hint="It is a table of settings.")
+    types = get_type_hints(kind)
+    known = [entry.name for entry in fields(kind)]
+    if unknown := sorted(set(values) - set(known)):
         raise ConfigError(
             f"{where}: unknown key {unknown[0]!r}.", hint=f"Known: {', '.join(sorted(known))}."
         )
     try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return kind(**{k: _checked(v, types[k], f"{where} {k}") for k, v in values.items()})
     except TypeError as error:
         raise ConfigError(f"{where}: {error}", hint="Add what is missing.") from error
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    """A value of TOML as the field's type wants it."""
+    name = where.rpartition(" ")[2]
+    if kind == dict[str, int]:
+        return _draws(value, where)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = tuple(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    # `tuple[str, ...]` stands for itself as `tuple`; bool is no number here.
+    allowed = [getattr(each, "__origin__", each) for each in get_args(kind) or (kind,)]
+    if type(value) not in allowed:
+        wanted = " or ".join(each.__name__ for each in allowed if each is not type(None))
+        raise ConfigError(f"{where} is {value!r}.", hint=f"It is of type {wanted}.")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise ConfigError(f"{where} is {value!r}.", hint=f"Known: {', '.join(_CHOICES[name])}.")
+    least = 1 if name in _NATURAL else 0
+    if isinstance(value, int | float) and value < least:
+        raise ConfigError(f"{where} is {value!r}.", hint=f"It is at least {least}.")
+    return value
+
+
+def _draws(value: Any, where: str) -> dict[str, int]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} is {value!r}.", hint="It is a table: source = examples.")
+    for name, most in value.items():
+        if name not in SOURCES:
+            raise ConfigError(
+                f"{where}: unknown source {name!r}.", hint=f"Known: {', '.join(SOURCES)}."
+            )
+        if type(most) is not int or most < 0:
+            raise ConfigError(
+                f"{where} {name} is {most!r}.", hint="It is a number of examples; 0 takes all."
+            )
+    return value

@@ -57,9 +57,7 @@ class _Part:
     """Whether the segment is known to be the safe part of an unsafe example."""
 
 
-def items(
-    examples: Sequence[Example], prompt: Prompt, seed: int, *, most: int = 3
-) -> list[Item]:
+def items(examples: Sequence[Example], prompt: Prompt, seed: int, *, most: int = 3) -> list[Item]:
     """Windows of one to `most` examples each, in an order and grouping drawn with `seed`.
 
     Strangers share a window so that a safe segment learns to stay safe beside an unsafe one.
@@ -201,9 +199,11 @@ class Loss:
 
     @property
     def total(self) -> Tensor:
+        """What is minimised."""
         return self.unsafe + 0.5 * self.labels + self.spans
 
     def to_dict(self) -> dict[str, float]:
+        """The parts as numbers, for the history."""
         return {
             "unsafe": self.unsafe.item(),
             "labels": self.labels.item(),

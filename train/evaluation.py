@@ -17,7 +17,7 @@ from srllm_guard.prompt import Prompt
 from train import detection
 from train.batching import by_length
 from train.example import Example
-from train.sources import load
+from train.sources import Options, load
 
 PUBLIC = (
     "paradetox",
@@ -85,7 +85,9 @@ def judged(batches: Sequence[Sequence[detection.Item]], judge: Judge) -> Judged:
             marked = (batch.spans != detection.UNKNOWN).any(-1)
             spans.append(tokens.amax(-1)[marked].float().numpy())
             truth.append((batch.spans == 1).any(-1)[marked].numpy())
-    return Judged(*(np.concatenate(part) for part in (logits, unsafe, spans, truth)))
+    return Judged(
+        *(np.concatenate(part) if part else np.zeros(0) for part in (logits, unsafe, spans, truth))
+    )
 
 
 def dev_sets(
@@ -95,7 +97,9 @@ def dev_sets(
     yield "authored", _batches(load(authored, "cmd", "dev"), prompt, most)
     for source in PUBLIC:
         if (data / "train" / f"{source}.jsonl").is_file():
-            yield source, _batches(load(data, source, "dev"), prompt, most)
+            # Without what `edos` calls not sexist that set has one class, and no figures.
+            examples = load(data, source, "dev", Options(edos_negatives=True))
+            yield source, _batches(examples, prompt, most)
 
 
 def _batches(examples: list[Example], prompt: Prompt, most: int) -> list[list[detection.Item]]:

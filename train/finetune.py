@@ -7,25 +7,26 @@ checkpoint as if nothing had happened.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
+from srllm_guard.errors import ConfigError
 from srllm_guard.prompt import Prompt
-from train import detection, rewriting
+from train import checkpoint, detection, rewriting
 from train.batching import by_length
 from train.config import Config
 from train.example import Example
 from train.model import Model, optimizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +45,12 @@ class Step:
     detection: list[list[detection.Item]]
 
 
-@dataclass(slots=True)
-class Progress:
-    """Where a run stands."""
-
-    step: int = 0
-    best: float = math.inf
-    since_best: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
 def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[Step]:
     """The steps of one epoch, drawn from the seed and the epoch's number."""
     settings = config.training
     seed = settings.seed * 1000 + number
     drawn = {
-        name: _drawn(corpus.train[name], most, seed)
-        for name, most in config.data.rewriting.items()
+        name: _drawn(corpus.train[name], most, seed) for name, most in config.data.rewriting.items()
     }
     examples = [example for part in drawn.values() for example in part]
     pairs = rewriting.items(examples, prompt, seed, noisy=config.data.noisy_marks)
@@ -74,8 +64,8 @@ def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[S
     ]
     left = by_length(pairs, len, settings.rewriting_tokens, seed)
     right = by_length(windows, len, settings.detection_tokens, seed)
-    count = max(len(left), 1)
-    bounds = [round(len(right) * n / count) for n in range(count + 1)]
+    count = len(left) or len(right)
+    bounds = [round(len(right) * n / max(count, 1)) for n in range(count + 1)]
     return [
         Step(left[n] if n < len(left) else [], right[bounds[n] : bounds[n + 1]])
         for n in range(count)
@@ -95,23 +85,31 @@ def train(
 
     Goes on from the checkpoint in `folder`, if there is one, and writes one there every
     `save_every` steps. The history holds, a step, the number, the losses, and now and then the
-    dev loss.
+    dev loss. With early stopping the model ends with the weights of the best dev loss.
+
+    Raises:
+        ConfigError: nothing to train on, or a checkpoint of another configuration.
     """
     settings = config.training
     first = epoch(corpus, prompt, config, 0)
+    if not first:
+        raise ConfigError(
+            f"{config.name} has no training examples.",
+            hint="Check [data], and that texts are shorter than max_length.",
+        )
     total = len(first) * settings.epochs
     optim = optimizer(model, config)
     rates = [group["lr"] for group in optim.param_groups]
-    state = Progress()
     torch.manual_seed(settings.seed)
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.is_file():
-        state = _restore(checkpoint, model, optim)
+    state = checkpoint.restore(folder, model, optim) or checkpoint.Progress()
     dev = _dev(corpus, prompt, config)
     device = next(model.heads.parameters()).device
     model.train()
     bar = tqdm(total=total, initial=state.step, unit="step")
-    for number, step in _steps(first, corpus, prompt, config, state.step, total):
+    left = _steps(first, corpus, prompt, config, state.step, total)
+    for (number, step), last in _marking_last(left):
+        if _stopped(state, settings.patience):
+            break
         factor = _schedule(number, total, settings.warmup, settings.schedule)
         for group, rate in zip(optim.param_groups, rates, strict=True):
             group["lr"] = rate * factor
@@ -120,27 +118,37 @@ def train(
         optim.step()
         optim.zero_grad()
         state.step = number + 1
-        if state.step % settings.evaluate_every == 0 or state.step == total:
+        if state.step % settings.evaluate_every == 0 or last:
             row |= _dev_loss(model, dev, device)
-            better = row["dev_rewriting"] < state.best
-            state.best = min(state.best, row["dev_rewriting"])
-            state.since_best = 0 if better else state.since_best + 1
+            watched = row["dev_rewriting" if dev.rewriting else "dev_detection"]
+            state.since_best = 0 if watched < state.best else state.since_best + 1
+            state.best = min(state.best, watched)
+            if settings.patience and not state.since_best:
+                checkpoint.save_best(folder, model, state.step)
         state.history.append({"step": number, **row})
         bar.update()
         bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()})
-        if state.step % settings.save_every == 0 or state.step == total:
-            _save(checkpoint, model, optim, state)
-        if settings.patience and state.since_best >= settings.patience:
-            break
+        if state.step % settings.save_every == 0 or last or _stopped(state, settings.patience):
+            checkpoint.save(folder, model, optim, state)
     bar.close()
+    if settings.patience:
+        checkpoint.restore_best(folder, model)
     model.eval()
     return state.history
+
+
+def _stopped(state: checkpoint.Progress, patience: int) -> bool:
+    return bool(patience) and state.since_best >= patience
 
 
 def _steps(
     first: list[Step], corpus: Corpus, prompt: Prompt, config: Config, start: int, total: int
 ) -> Iterator[tuple[int, Step]]:
-    """Steps from `start` on, epoch after epoch; each epoch has as many as the first."""
+    """Steps from `start` on, epoch after epoch; each epoch has at most as many as the first.
+
+    Noise in the marks makes an epoch a batch longer or shorter; the course of the learning rate
+    is fixed before.
+    """
     size = len(first)
     loaded, steps = 0, first
     for number in range(start, total):
@@ -149,6 +157,17 @@ def _steps(
             steps = epoch(corpus, prompt, config, loaded)
         if (at := number % size) < len(steps):
             yield number, steps[at]
+
+
+def _marking_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Each item, and whether it is the last."""
+    held: list[T] = []
+    for item in items:
+        if held:
+            yield held.pop(), False
+        held.append(item)
+    if held:
+        yield held.pop(), True
 
 
 def _one_step(model: Model, step: Step, device: torch.device) -> dict[str, float]:
@@ -174,7 +193,7 @@ def _one_step(model: Model, step: Step, device: torch.device) -> dict[str, float
 
 def _precision(device: torch.device) -> Any:
     """bf16 where the processor has it; half of the training time on such a CPU."""
-    if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():
+    if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
@@ -200,6 +219,7 @@ def _dev(corpus: Corpus, prompt: Prompt, config: Config) -> Step:
     examples = [example for part in corpus.dev.values() for example in part]
     pairs = rewriting.items(examples, prompt, seed=0, noisy=0.0)
     own = corpus.dev.get("cmd", examples)
+    pairs = [item for item in pairs if len(item) <= config.training.max_length]
     return Step(
         sorted(random.Random(0).sample(pairs, min(len(pairs), 8 * 32)), key=len),
         by_length(
@@ -225,32 +245,3 @@ def _dev_loss(model: Model, dev: Step, device: torch.device) -> dict[str, float]
         "dev_rewriting": sum(losses) / max(1, len(losses)),
         "dev_detection": sum(judged) / max(1, len(judged)),
     }
-
-
-def _save(path: Path, model: Model, optim: torch.optim.Optimizer, state: Progress) -> None:
-    """Write a checkpoint, whole or not at all."""
-    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    content = {
-        "weights": weights,
-        "optimizer": optim.state_dict(),
-        "random": torch.get_rng_state(),
-        "progress": json.dumps(
-            {"step": state.step, "best": state.best, "since_best": state.since_best}
-        ),
-        "history": json.dumps(state.history),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.with_suffix(".partial")
-    torch.save(content, working)
-    os.replace(working, path)
-
-
-def _restore(path: Path, model: Model, optim: torch.optim.Optimizer) -> Progress:
-    content = torch.load(path, weights_only=True)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in content["weights"].items():
-            parameters[name].copy_(value)
-    optim.load_state_dict(content["optimizer"])
-    torch.set_rng_state(content["random"])
-    return Progress(**json.loads(content["progress"]), history=json.loads(content["history"]))

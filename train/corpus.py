@@ -1,0 +1,100 @@
+"""The examples of a run: those of each source that its configuration names.
+
+`cmd` are the authored records; `hub` is the paper's own set on the Hub. All else lies in a data
+folder: `csv` is its `train/csv.csv`, `pairs` its `train/pairs.jsonl`, any other source its
+`train/SOURCE.jsonl`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from srllm_guard.errors import ConfigError
+from train import finetune, sources
+from train.config import Config
+from train.example import Example
+from train.schema import json_lines
+
+DEV = sources.Options(edos_negatives=True)
+"""For dev examples: a set with one class has no average precision."""
+
+EVALUATION = ("dev", "bench", "judge", "safe")
+"""Folders of the data whose texts are for evaluation alone."""
+
+
+def corpus(config: Config, data: Path | None, authored: Path) -> finetune.Corpus:
+    """Training and dev examples of every source that the configuration names.
+
+    Training texts that also stand in a dev or test set, or in any other set of `data` that is for
+    evaluation, are dropped.
+
+    Raises:
+        ConfigError: a source needs the data folder and none was given, or it lacks the source.
+    """
+    train: dict[str, list[Example]] = {}
+    dev: dict[str, list[Example]] = {}
+    for name in names(config):
+        where = place(config, name, data, authored)
+        try:
+            train[name] = sources.load(where, name, "train")
+            dev[name] = sources.load(where, name, "dev", DEV)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{config.name} trains on {name!r}, and its file is not there: {error}",
+                hint="Check --data and --authored.",
+            ) from error
+    held = [example.text for part in dev.values() for example in part]
+    if "cmd" in train:
+        held += [example.text for example in sources.load(authored, "cmd", "test")]
+    if data is not None:
+        held += evaluation_texts(data)
+    return finetune.Corpus({k: sources.without(v, held) for k, v in train.items()}, dev)
+
+
+def names(config: Config) -> list[str]:
+    """The sources of a configuration, each once."""
+    return list(dict.fromkeys((*config.data.rewriting, *config.data.detection)))
+
+
+def place(config: Config, name: str, data: Path | None, authored: Path) -> Path | str:
+    """Where `train.sources.load` finds a source.
+
+    Raises:
+        ConfigError: it is in the data folder, and none was given.
+    """
+    if name == "cmd":
+        return authored
+    if name == "hub":
+        return sources.HUB_DATASET
+    if data is None:
+        raise ConfigError(
+            f"{config.name} trains on {name!r}, which is not in this repository.",
+            hint="Give its folder with --data.",
+        )
+    single = {"csv": "csv.csv", "pairs": "pairs.jsonl"}
+    return data / "train" / single[name] if name in single else data
+
+
+def evaluation_texts(data: Path) -> list[str]:
+    """The field `text` of every row of the JSON Lines files that are for evaluation alone."""
+    return [
+        row["text"]
+        for part in EVALUATION
+        for path in sorted((data / part).glob("*.jsonl"))
+        for _, row in json_lines(path)
+        if isinstance(row, dict) and isinstance(row.get("text"), str)
+    ]
+
+
+def files(config: Config, name: str, data: Path | None, authored: Path) -> list[Path]:
+    """The training files of a source, in order; none for a set on the Hub.
+
+    Raises:
+        ConfigError: as `place`.
+    """
+    where = place(config, name, data, authored)
+    if isinstance(where, str):
+        return []
+    if name == "cmd":
+        return sources.files(where)
+    return [where] if where.is_file() else [where / "train" / f"{name}.jsonl"]
