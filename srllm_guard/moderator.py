@@ -45,7 +45,7 @@ class Moderator:
             version=__version__,
         )
 
-    def judge(self, texts: Sequence[str], calls: Calls) -> list[Draft]:
+    def judge(self, texts: Sequence[str], calls: Calls, stage: str = "detect") -> list[Draft]:
         """Segment and judge texts; those of another language are not judged.
 
         Raises:
@@ -56,7 +56,9 @@ class Moderator:
             tuple(s for s in segments(text) if s.kind == "prose") if found.verified else ()
             for text, found in zip(texts, languages, strict=True)
         ]
-        judged = self._detector.judge(list(zip(texts, prose, strict=True)), calls.detect)
+        judged = self._detector.judge(
+            list(zip(texts, prose, strict=True)), lambda windows: calls.detect(windows, stage)
+        )
         drafts = []
         for text, parts, verdicts, found in zip(texts, prose, judged, languages, strict=True):
             flags = self._flags(text, verdicts)
@@ -131,7 +133,8 @@ class Moderator:
         if not repairs:
             return {}, {}
         try:
-            drafts = self.judge([repair.splice()[0] for repair in repairs.values()], calls)
+            texts = [repair.splice()[0] for repair in repairs.values()]
+            drafts = self.judge(texts, calls, "verify")
             return dict(zip(repairs, drafts, strict=True)), {}
         except EngineError as error:
             if len(repairs) == 1 or isinstance(error, DeadlineExceeded):

@@ -153,7 +153,8 @@ class Prompt:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control tokens and marks are left out."""
-        return self._tokenizer.decode([i for i in ids if i not in self._marks])
+        text: str = self._tokenizer.decode([i for i in ids if i not in self._marks])
+        return text
 
     def barred(self, phrase: str, width: int = 3) -> tuple[Ids, ...]:
         """Token sequences that a text without `phrase` does not need: its runs of `width` tokens.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
 from srllm_guard.policy import Policy
@@ -16,10 +16,14 @@ from srllm_guard.prompt import Range
 from srllm_guard.results import Span
 from srllm_guard.text.protect import missing, protected
 
+MOST_NEW = 4
+"""Words with a meaning of their own that a rewrite may add, beyond one for each unsafe word. None
+of 890 rewrites by people (APPDIA, ParaDetox, our own records) needs more than 3."""
+
 _META = re.compile(
     r"^\W*(?:here(?:'s| is| are)\b.{0,40}\b(?:rewrit|rephras|revis|version|text|variation)"
     r"|(?:sure|certainly|of course|okay)[,!.:]\s"
-    r"|(?:i'm sorry|sorry|i apologi[sz]e)\b.{0,20}\b(?:can(?:'t|not)|unable|but)\b"
+    r"|(?:i'm sorry|sorry|i apologi[sz]e)\b.{0,20}\b(?:can(?:'t|not)|unable)\b"
     r"|as an? (?:ai|(?:large )?language model)\b"
     r"|(?:safe|safer|rewritten|rephrased|revised|neutral) (?:text|version|variation|rewrite)\b"
     r"|(?:it is|it's) important to (?:note|remember|recogni[sz]e)\b)"
@@ -33,20 +37,29 @@ _NEGATION = re.compile(
     re.IGNORECASE,
 )
 _REASON = re.compile(
-    r"\b(?:because|due to|owing to|thanks to|on account of|considering|seeing (?:as|that)"
+    r"\b(?:because|due to|owing to|on account of|considering (?:that|how)|seeing (?:as|that)"
     r"|given (?:that|how)|since (?!then\b|\d|last\b|yesterday\b|childhood\b))",
     re.IGNORECASE,
 )
 _ANY_REASON = re.compile(
-    rf"{_REASON.pattern}|\b(?:'?cause|cuz|coz|bc|since|as|for|so|that's why|why)\b", re.IGNORECASE
-)
-_QUANTITY = re.compile(
-    r"\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty"
-    r"|dozens?|hundreds?|thousands?|millions?|billions?|percent|days?|weeks?|months?|years?"
-    r"|decades?|half|twice)\b",
+    rf"{_REASON.pattern}|\b(?:'?cause|cuz|coz|bc|since|as (?:i|you|s?he|it|we|they)|why)\b"
+    r"|(?:^|[,;.] )so\b",
     re.IGNORECASE,
 )
-_NAME = re.compile(r"(?<![.!?:\"“”'’(\n] )(?<!^)\b[A-Z][a-z]+(?:[-'’][A-Z]?[a-z]+)*\b")
+_QUANTITY = re.compile(
+    r"\b(?:three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|forty"
+    r"|(?:thir|four|fif|six|seven|eigh|nine)(?:teen|ty)|dozens?|hundreds?|thousands?|millions?|billions?|percent|twice"
+    r"|(?<!\d[ -])(?:days?|weeks?|months?|years?|decades?))\b",
+    re.IGNORECASE,
+)
+_NAME = re.compile(r"\b[A-Z][a-z]+(?:[-'’][A-Z]?[a-z]+)*\b")
+_BEGINS = re.compile(r"(?:^|[.!?:;…\"“”‘’'(*>—–-]\s+|[\"“”‘’'(*>]|\n\s*)\Z")
+"""What comes before a word that is capitalised because a sentence begins."""
+_SAYS_NOTHING = """
+a an and are as at be but by for from he her him his i if in is it its just like me my of on or our
+she so that the their them they this to up us was we were with you your
+"""
+_FUNCTION = frozenset(_SAYS_NOTHING.split())
 _GROUPS = (
     r"(?:wom[ae]n|m[ae]n|girls?|boys?|females?|males?|ladies|guys|blacks?|whites?|asians?|latinos?"
     r"|hispanics?|jews?|muslims?|christians?|hindus?|atheists?|immigrants?|migrants?|foreigners?"
@@ -74,7 +87,8 @@ def faults(
 
     Returns:
         Short reasons: "empty", "unchanged", "meta_talk", "length", "kept_phrase", "lost_<kind>",
-        "lost_name", "invented_number", "invented_name", "invented_reason", "negation_lost",
+        "lost_name", "invented_number", "invented_name", "invented_reason",
+        "invented_content", "negation_lost",
         "negation_added", "compares_groups", "garbled".
     """
     if not rewrite.strip():
@@ -107,6 +121,8 @@ def faults(
     # A small model explains what it cannot know: no reason is given that was not given before.
     if _REASON.search(rewrite) and not _ANY_REASON.search(source):
         found.append("invented_reason")
+    if len(_new_words(source, rewrite, context)) > MOST_NEW + _flagged(source, marks):
+        found.append("invented_content")
     found += _negation(source, rewrite, marks)
     if _COMPARISON.search(rewrite):
         found.append("compares_groups")
@@ -124,10 +140,13 @@ def _words(text: str) -> list[str]:
 
 
 def _kept(phrase: str, category: str, rewrite: str) -> bool:
-    """Whether an unsafe phrase came through. One word of bias ("women") may be the topic itself."""
+    """Whether an unsafe phrase came through.
+
+    One word of bias ("women") may be the topic itself, and words like "you" say nothing alone.
+    """
     wanted, words = _words(phrase), _words(rewrite)
     width = len(wanted)
-    if not wanted or (width == 1 and category == "bias"):
+    if _FUNCTION.issuperset(wanted) or (width == 1 and category == "bias"):
         return False
     return any(words[n : n + width] == wanted for n in range(len(words) - width + 1))
 
@@ -135,17 +154,43 @@ def _kept(phrase: str, category: str, rewrite: str) -> bool:
 def _names(source: str, rewrite: str, marks: Sequence[Range], context: str) -> list[str]:
     """Names outside the unsafe phrases must be kept; no name or number may come from nowhere."""
     found = []
-    outside = {m.group() for m in _NAME.finditer(source) if not _overlaps(m.span(), marks)}
-    if any(not re.search(rf"\b{re.escape(name)}\b", rewrite) for name in outside):
+    outside = {_stem(m.group()) for m in _named(source) if not _overlaps(m.span(), marks)}
+    if outside - _stems(rewrite):
         found.append("lost_name")
-    known = set(_words(source)) | set(_words(context))
-    if any(name.casefold() not in known for name in _NAME.findall(rewrite)):
+    known = _stems(source) | _stems(context)
+    if {_stem(m.group()) for m in _named(rewrite)} - known:
         found.append("invented_name")
     digits = Counter(re.findall(r"\d+", source)) | Counter(re.findall(r"\d+", context))
-    quantities = {word.casefold() for word in _QUANTITY.findall(rewrite)}
+    quantities = {_stem(word) for word in _QUANTITY.findall(rewrite)}
     if Counter(re.findall(r"\d+", rewrite)) - digits or quantities - known:
         found.append("invented_number")
     return found
+
+
+def _new_words(source: str, rewrite: str, context: str) -> set[str]:
+    """Words of the rewrite that say something and that nobody said before."""
+    return _stems(rewrite) - _stems(source) - _stems(context) - _FUNCTION
+
+
+def _flagged(source: str, marks: Sequence[Range]) -> int:
+    """How many words the unsafe phrases have; all, where none is known."""
+    return sum(len(_words(source[start:end])) for start, end in marks or [(0, len(source))])
+
+
+def _named(text: str) -> Iterator[re.Match[str]]:
+    """Capitalised words where no sentence begins."""
+    for match in _NAME.finditer(text):
+        if not _BEGINS.search(text[max(0, match.start() - 8) : match.start()]):
+            yield match
+
+
+def _stems(text: str) -> set[str]:
+    return {_stem(word) for word in _WORD.findall(text)}
+
+
+def _stem(word: str) -> str:
+    """A word without its plural or possessive."""
+    return re.sub(r"['’]?s\Z", "", word.casefold())
 
 
 def _negation(source: str, rewrite: str, marks: Sequence[Range]) -> list[str]:

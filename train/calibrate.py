@@ -150,4 +150,5 @@ def _cross_entropy(logits: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
+    chances: Floats = 1 / (1 + np.exp(-np.clip(x, -60, 60)))
+    return chances

@@ -65,7 +65,9 @@ def items(examples: Sequence[Example], prompt: Prompt, seed: int, *, most: int =
     draw = random.Random(seed)
     order = list(examples)
     draw.shuffle(order)
-    found, group, size = [], [], 0
+    found: list[Item] = []
+    group: list[Example] = []
+    size = 0
     room = draw.randint(1, most)
     for example in order:
         length = min(len(example.text), WINDOW)
@@ -99,7 +101,7 @@ def _parts(example: Example, origin: int) -> list[_Part]:
     """The segments of one example, and for which of them its labels hold."""
     body = example.text[:WINDOW]
     found = segments(body)
-    unsafe = example.labels.get("unsafe") == {"yes"}
+    unsafe = bool(example.unsafe)
     if not found or (unsafe and (example.spans is None or len(found) == 1)):
         return [_Part(origin, origin + len(body), origin, example, judged=True, clean=False)]
     parts = []
@@ -128,8 +130,8 @@ def _labelled(text: str, parts: Sequence[_Part], prompt: Prompt) -> Item:
             for name in RISKS:
                 allowed[row, SLICES[name]] = [i == 0 for i in range(len(LABELS[name]))]
         elif part.judged:
-            if (known := part.example.labels.get("unsafe")) is not None and len(known) == 1:
-                unsafe[row] = int(known == {"yes"})
+            if part.example.unsafe is not None:
+                unsafe[row] = int(part.example.unsafe)
             for name, values in LABELS.items():
                 if name in part.example.labels:
                     allowed[row, SLICES[name]] = [v in part.example.labels[name] for v in values]

@@ -36,6 +36,12 @@ class Example:
     id: str = ""
     """Unique within source and split."""
 
+    @property
+    def unsafe(self) -> bool | None:
+        """Whether the text is unsafe; None where that is unknown."""
+        known = self.labels.get("unsafe", frozenset())
+        return next(iter(known)) == "yes" if len(known) == 1 else None
+
     def __post_init__(self) -> None:
         for name, values in self.labels.items():
             if name not in ALLOWED or not values or not values.issubset(ALLOWED[name]):

@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,47 @@ def timings(model: Any, tokens: int = 64, rounds: int = 30) -> dict[int, float]:
     return {layer: round(statistics.median(times), 2) for layer, times in spent.items()}
 
 
+def fitted(
+    model: Any, batches: Sequence[list[detection.Item]], epochs: int
+) -> dict[int, DetectionHeads]:
+    """Heads for each of `LAYERS`, trained side by side on the same forward passes."""
+    heads = {layer: DetectionHeads(HeadsConfig(model.config.hidden_size)) for layer in LAYERS}
+    optimizers = {k: torch.optim.AdamW(h.parameters(), lr=1e-3) for k, h in heads.items()}
+    for _ in range(epochs):
+        for items in tqdm(batches, unit="batch"):
+            batch = detection.collate(items)
+            for layer, hidden in features(model, batch).items():
+                with torch.autocast("cpu", torch.bfloat16):
+                    labels, spans = heads[layer](hidden.float(), batch.owner, batch.unsafe.shape[1])
+                detection.loss(labels, spans, batch).total.backward()
+                optimizers[layer].step()
+                optimizers[layer].zero_grad()
+    for head in heads.values():
+        head.eval()
+    return heads
+
+
+def figures(
+    model: Any, heads: dict[int, DetectionHeads], groups: Sequence[list[detection.Item]]
+) -> dict[int, dict[str, Any]]:
+    """Figures of one dev set by layer."""
+    seen: dict[int, dict[int, Tensor]] = {}
+
+    def judge(batch: detection.Batch, layer: int) -> tuple[Tensor, Tensor]:
+        # One forward pass serves all layers: a batch comes again for each of them.
+        key = hash(batch.ids.numpy().tobytes())
+        if key not in seen:
+            seen[key] = features(model, batch)
+        labels, spans = heads[layer](seen[key][layer].float(), batch.owner, batch.unsafe.shape[1])
+        return labels, spans
+
+    return {
+        layer: evaluation.judged(groups, partial(judge, layer=layer)).figures() for layer in LAYERS
+    }
+
+
 def main() -> None:
+    """Parse arguments, fit, measure, and write the table as JSON."""
     from transformers import AutoModel
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -70,46 +111,16 @@ def main() -> None:
     prompt = Prompt(Tokenizer.from_file(str(args.base / "tokenizer.json")), "chatml-1")
     examples = sources.load(args.authored, "cmd", "train")
     for source in evaluation.PUBLIC:
-        examples += sources.load(args.data, source, "train")[:: max(1, 9000 // args.each)][
-            : args.each
-        ]
+        found = sources.load(args.data, source, "train")
+        examples += found[:: max(1, 9000 // args.each)][: args.each]
     batches = by_length(detection.items(examples, prompt, seed=0), len, 2048, seed=0)
-    dev = dict(evaluation.dev_sets(args.data, args.authored, prompt, most=300))
-    heads = {layer: DetectionHeads(HeadsConfig(model.config.hidden_size)) for layer in LAYERS}
-    optimizers = {k: torch.optim.AdamW(h.parameters(), lr=1e-3) for k, h in heads.items()}
-    for _ in range(args.epochs):
-        for items in tqdm(batches, unit="batch"):
-            batch = detection.collate(items)
-            for layer, hidden in features(model, batch).items():
-                with torch.autocast("cpu", torch.bfloat16):
-                    labels, spans = heads[layer](hidden.float(), batch.owner, batch.unsafe.shape[1])
-                detection.loss(labels, spans, batch).total.backward()
-                optimizers[layer].step()
-                optimizers[layer].zero_grad()
+    heads = fitted(model, batches, args.epochs)
     rows: dict[str, Any] = {"milliseconds_64_tokens": timings(model)}
-    for head in heads.values():
-        head.eval()
-    for name, groups in dev.items():
-        seen: dict[int, dict[int, Tensor]] = {}
-
-        def judge(batch: detection.Batch, layer: int, seen: Any = seen) -> Any:
-            # One forward pass serves all layers: a batch comes again for each of them.
-            key = hash(batch.ids.numpy().tobytes())
-            if key not in seen:
-                seen[key] = features(model, batch)
-            return heads[layer](seen[key][layer].float(), batch.owner, batch.unsafe.shape[1])
-
-        rows[name] = {
-            layer: evaluation.judged(groups, partial(judge, layer=layer)).figures()
-            for layer in LAYERS
-        }
+    for name, groups in evaluation.dev_sets(args.data, args.authored, prompt, most=300):
+        rows[name] = figures(model, heads, groups)
+        print(name, {k: (v["average_precision"], v["auroc"]) for k, v in rows[name].items()})
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(rows, indent=1) + "\n")
-    for name, row in rows.items():
-        if name in dev:
-            print(name, {k: (v["average_precision"], v["auroc"]) for k, v in row.items()})
-        else:
-            print(name, row)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def build(config: Config, base: Path) -> Model:
 
 def _four_bit(config: Config) -> Any:
     from transformers import BitsAndBytesConfig
-    from transformers.utils import is_bitsandbytes_available
+    from transformers.utils.import_utils import is_bitsandbytes_available
 
     if not is_bitsandbytes_available():
         raise MissingExtra(extra="quant", needed_for="loading the base in 4 bits")
@@ -112,8 +112,8 @@ def optimizer(model: Model, config: Config) -> torch.optim.Optimizer:
     if config.training.optimizer == "adamw":
         return torch.optim.AdamW(groups)
     try:
-        import bitsandbytes
+        from bitsandbytes.optim.adamw import PagedAdamW32bit
     except ImportError as error:
         raise MissingExtra(extra="quant", needed_for="a paged optimiser") from error
-    paged: torch.optim.Optimizer = bitsandbytes.optim.PagedAdamW32bit(groups)
+    paged: torch.optim.Optimizer = PagedAdamW32bit(groups)
     return paged

@@ -54,7 +54,7 @@ def pairs(example: Example, draw: random.Random) -> Iterator[Pair]:
     A text of several sentences is aligned with its variation sentence by sentence; sentences that
     were merged, moved or dropped give no pair.
     """
-    if not example.safe or example.labels.get("unsafe") != {"yes"}:
+    if not (example.safe and example.unsafe):
         return
     safe = draw.choice(example.safe)
     left, right = segments(example.text), segments(safe)
@@ -140,9 +140,7 @@ def copies(examples: Sequence[Example], prompt: Prompt, seed: int, share: float)
     return [
         Item(prompt.rewrite(example.text, ()), prompt.target(example.text))
         for example in examples
-        if example.labels.get("unsafe") == {"no"}
-        and len(example.text) <= 400
-        and draw.random() < share
+        if example.unsafe is False and len(example.text) <= 400 and draw.random() < share
     ]
 
 

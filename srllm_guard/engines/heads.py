@@ -28,6 +28,7 @@ class HeadsConfig:
     dropout: float = 0.1
 
     def to_dict(self) -> dict[str, int | float]:
+        """Return the sizes as they stand in a manifest."""
         return asdict(self)
 
 
@@ -61,7 +62,8 @@ class Block(nn.Module):
         bias = bias + (1 - valid)[:, None, None, :] * -1e4  # [B, heads, T, T]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(b, t, d)))
-        return x + self.dropout(self.mlp(self.norm_mlp(x)))
+        out: Tensor = x + self.dropout(self.mlp(self.norm_mlp(x)))
+        return out
 
 
 class DetectionHeads(nn.Module):

@@ -6,6 +6,7 @@ are compared with.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from collections.abc import Sequence
@@ -157,7 +158,7 @@ def _cut(ids: list[int], stop: frozenset[int]) -> Continuation:
     return Continuation(tuple(ids), finished=False)
 
 
-class _Choice(LogitsProcessor):  # type: ignore[misc]
+class _Choice(LogitsProcessor):
     """Bars sequences, and turns greedy decoding of a row into sampling with a seed of its own.
 
     The largest of logits / temperature + Gumbel noise is a draw from the tempered distribution
@@ -223,12 +224,12 @@ def _load(bundle: Bundle, base: Path, device: torch.device, four_bit: bool) -> A
         "dtype": torch.float32 if device.type == "cpu" else torch.bfloat16,
     }
     if four_bit:
-        from transformers import BitsAndBytesConfig
-        from transformers.utils import is_bitsandbytes_available
+        import transformers
 
-        if not is_bitsandbytes_available():
+        if importlib.util.find_spec("bitsandbytes") is None:
             raise MissingExtra(extra="quant", needed_for="loading the base in 4 bits")
-        options["quantization_config"] = BitsAndBytesConfig(
+        config: Any = transformers.BitsAndBytesConfig
+        options["quantization_config"] = config(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,

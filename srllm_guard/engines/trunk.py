@@ -20,9 +20,10 @@ class Trunk(nn.Module):
         if not 0 < layers <= depth:
             raise ValueError(f"layers is {layers}; this model has {depth}")
         short = copy.copy(decoder)
-        short._modules = dict(decoder._modules)
-        short._modules["layers"] = nn.ModuleList(decoder.layers[:layers])
-        short._modules["norm"] = nn.Identity()
+        # A shallow copy shares its table of submodules; this one gets a table of its own.
+        vars(short)["_modules"] = dict(vars(decoder)["_modules"])
+        short.layers = nn.ModuleList(decoder.layers[:layers])
+        short.norm = nn.Identity()
         short.config = copy.copy(decoder.config)
         short.config.num_hidden_layers = layers
         self.decoder = short

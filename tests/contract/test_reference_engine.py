@@ -30,7 +30,8 @@ from srllm_guard.engines.reference import ReferenceEngine, merge_adapter  # noqa
 def load(base: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(base).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    return model.eval()
 
 
 def changed(bundle: Bundle, folder: Path, **settings: Any) -> Path:
@@ -153,6 +154,11 @@ def test_a_guard_runs_on_it(tiny: Tiny, prompt: Prompt) -> None:
     assert result.original == text
     assert 0 <= result.before.score <= 1
     assert result.provenance.engine == "reference"
+    texts = [text, "Hello.", "", "What a fine day it is, said Ed. And so it is."]
+    together = guard.moderate_many(texts)
+    for one, other in zip(together, [guard.moderate(each) for each in texts], strict=True):
+        assert (one.action, one.text) == (other.action, other.text)
+        assert one.before.score == pytest.approx(other.before.score, abs=1e-3)
 
 
 @pytest.mark.skipif(

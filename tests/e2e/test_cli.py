@@ -25,9 +25,7 @@ def test_csv_keeps_its_columns_and_gains_the_verdicts(tmp_path: Path) -> None:
     rows = [["1", "The parcel came on Tuesday."], ["2", "You stupid idiot, go away."]]
     with source.open("w", newline="") as file:
         csv.writer(file).writerows([["id", "comment"], *rows])
-    done = run(
-        "rewrite", "--input", str(source), "--output", str(target), "--column", "comment"
-    )
+    done = run("rewrite", "--input", str(source), "--output", str(target), "--column", "comment")
     assert done.returncode in (1, 3), done.stderr
     with target.open(newline="") as file:
         found = list(csv.DictReader(file))

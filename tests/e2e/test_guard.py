@@ -16,7 +16,7 @@ SAFE = [
     "The clinic offers the vaccine to people over 65 and to pregnant women.",
     "You can kill the process with Ctrl+C and start it again.",
     "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen.",
-    "Dear Ms Okafor,\r\n\r\nThank you for your application.\r\n- CV: received\r\n- Letter: missing\r\n",
+    "Dear Ms Okafor,\r\n\r\nThank you for writing.\r\n- CV: received\r\n- Letter: missing\r\n",
     "```python\nfor user in users:\n    print(user.name)\n```\nRun it with `python main.py`.",
 ]
 UNSAFE = [
@@ -129,7 +129,10 @@ def test_threads_share_one_guard(guard: Guard) -> None:
     ("text", "plain"),
     [
         ("You are such an 1d10t, honestly.", "You are such an idiot, honestly."),
-        ("You are such an i\u200bd\u200bi\u200bo\u200bt, honestly.", "You are such an idiot, honestly."),
+        (
+            "You are such an i\u200bd\u200bi\u200bo\u200bt, honestly.",
+            "You are such an idiot, honestly.",
+        ),
         ("You are such an ｉｄｉｏｔ, honestly.", "You are such an idiot, honestly."),
         ("You are such an i d i o t, honestly.", "You are such an idiot, honestly."),
     ],
@@ -142,7 +145,9 @@ def test_disguised_words_are_found(guard: Guard, text: str, plain: str) -> None:
     assert any(span.end > start for span in found.spans)
 
 
-@pytest.mark.parametrize("text", ["\ud800 alone", "\x00", "a" * 1_000_000, "🙂" * 50, "\u202e\u202d"])
+@pytest.mark.parametrize(
+    "text", ["\ud800 alone", "\x00", "a" * 1_000_000, "🙂" * 50, "\u202e\u202d"]
+)
 def test_odd_input_gives_a_result(guard: Guard, text: str) -> None:
     result = guard.moderate(text)
     assert result.original == text

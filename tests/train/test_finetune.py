@@ -58,15 +58,15 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 def test_the_losses_go_down_and_only_adapter_and_heads_change(
     config: Config, base: Path, found: finetune.Corpus, prompt: Prompt, tmp_path: Path
 ) -> None:
-    config = changed(config, epochs=8)
+    config = changed(config, epochs=6)
     model = fresh(config, base)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     history = finetune.train(model, found, prompt, config, tmp_path)
     numbers = [int(row["step"]) for row in history]
     assert numbers == sorted(set(numbers))
-    for name in ("rewriting", "unsafe", "spans"):
+    for name in ("rewriting", "labels", "spans"):
         losses = [row[name] for row in history if name in row]
-        assert sum(losses[-3:]) < 0.8 * sum(losses[:3]), name
+        assert max(losses[-2:]) < 0.85 * losses[0], name
     judged = [int(row["step"]) for row in history if "dev_rewriting" in row]
     assert judged == sorted({*(n for n in numbers if n % 6 == 5), numbers[-1]})
     assert history[-1]["dev_rewriting"] < history[judged[0]]["dev_rewriting"]
@@ -80,7 +80,7 @@ def test_the_losses_go_down_and_only_adapter_and_heads_change(
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     config_file: Path, base: Path, authored: Path, tmp_path: Path
 ) -> None:
-    text = config_file.read_text().replace("epochs = 4", "epochs = 10")
+    text = config_file.read_text().replace("epochs = 4", "epochs = 5")
     config_file.write_text(text)
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "train.run", str(config_file), "--base", str(base)]
@@ -252,9 +252,7 @@ def test_detection_alone_can_be_trained(
     steps = finetune.epoch(found, prompt, config, 0)
     assert all(not step.rewriting and len(step.detection) == 1 for step in steps)
     held = finetune.Corpus(found.train, {"cmd": []})
-    history = finetune.train(
-        fresh(config, base), held, prompt, changed(config, epochs=1), tmp_path
-    )
+    history = finetune.train(fresh(config, base), held, prompt, changed(config, epochs=1), tmp_path)
     assert len(history) == len(steps)
 
 
@@ -262,9 +260,7 @@ def test_nothing_to_train_on_is_an_error(
     config: Config, base: Path, found: finetune.Corpus, prompt: Prompt, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="no training examples"):
-        finetune.train(
-            fresh(config, base), found, prompt, changed(config, max_length=3), tmp_path
-        )
+        finetune.train(fresh(config, base), found, prompt, changed(config, max_length=3), tmp_path)
 
 
 def test_every_step_is_drawn_from_the_seed(

@@ -77,9 +77,7 @@ def test_what_has_no_rewrite_gives_no_pair(example: Example) -> None:
 def test_an_item_is_the_prompt_with_its_marks_and_the_answer_with_its_end(prompt: Prompt) -> None:
     example = unsafe(TEXT, SAFE, "Old people are useless")
     (item,) = rewriting.items([example], prompt, seed=0, noisy=0.0)
-    expected = prompt.rewrite(
-        "Old people are useless with phones.", [(0, 22)], "The bus was late."
-    )
+    expected = prompt.rewrite("Old people are useless with phones.", [(0, 22)], "The bus was late.")
     assert item.prompt == expected
     assert item.target == (*prompt.encode("Some people need help with phones."), prompt.end)
     assert len(item) == len(item.prompt) + len(item.target)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from srllm_guard import Guard, Moderation, Policy
+from srllm_guard import Guard, Policy
 from srllm_guard.errors import ConfigError
 from tests.byte_engine import ByteEngine, runtime
+from tests.checks import check, guard
 
 SAFE = [
     "",
@@ -28,27 +29,6 @@ UNSAFE = [
     "YOU STUPID man",
 ]
 GERMAN = "Das ist ein ganz normaler deutscher Satz, den hier wohl niemand verstehen kann."
-
-
-def guard(engine: ByteEngine | None = None, **policy: Any) -> Guard:
-    return Guard(runtime(engine), policy=Policy(**policy))
-
-
-def check(result: Moderation) -> None:
-    """What holds for every result."""
-    json.dumps(result.to_dict())
-    for span in result.before.spans:
-        assert 0 <= span.start < span.end <= len(result.original)
-    rest, shift = result.original, 0
-    for edit in result.edits:
-        assert result.original[edit.start : edit.end] == edit.original
-        assert result.text[edit.new_start : edit.new_end] == edit.replacement
-        start = edit.start + shift
-        rest = rest[:start] + edit.replacement + rest[start + len(edit.original) :]
-        shift += len(edit.replacement) - len(edit.original)
-        for span in edit.spans:
-            assert edit.start <= span.start < span.end <= edit.end
-    assert rest == result.text
 
 
 @pytest.mark.parametrize("text", SAFE)
@@ -145,156 +125,6 @@ def test_a_policy_has_to_be_one() -> None:
         Guard(runtime(), policy=policy)
 
 
-# ----------------------------------------------------------------------------- the ladder
-
-
-def test_first_rung_greedy(byte_engine: ByteEngine, byte_guard: Guard) -> None:
-    assert byte_guard.rewrite("You idiot.") == "You person."
-    [request] = byte_engine.asked
-    assert request.temperature == 0
-    assert request.barred == ()
-
-
-def test_second_attempt_bars_the_phrase() -> None:
-    engine = ByteEngine(words={"idiot": "toxicity", "person": "harm"})
-    result = guard(engine, ladder=("rewrite", "block")).moderate("You idiot.")
-    assert result.action == "block"
-    first, second = engine.asked
-    assert first.barred == ()
-    assert second.barred
-    [edit] = result.edits
-    assert edit.reasons[-2:] == ("rewrite: still_unsafe", "barred: still_unsafe")
-
-
-def test_third_attempt_draws_candidates() -> None:
-    engine = ByteEngine(words={"idiot": "toxicity", "person": "harm"})
-    result = guard(engine).moderate("You idiot.")
-    assert result.action == "rewrite"
-    drawn = engine.asked[2:]
-    assert len(drawn) == 4
-    assert len({request.seed for request in drawn}) == 4
-    assert {request.temperature for request in drawn} == {0.7}
-    again = guard(ByteEngine(words=engine.words)).moderate("You idiot.")
-    assert again == result
-    other = ByteEngine(words=engine.words)
-    guard(other, seed=1).moderate("You idiot.")
-    assert {r.seed for r in other.asked[2:]} != {r.seed for r in drawn}
-
-
-def test_no_candidates_are_drawn_when_none_are_asked_for() -> None:
-    engine = ByteEngine(words={"idiot": "toxicity", "person": "harm"})
-    result = guard(engine, candidates=0).moderate("You idiot.")
-    assert result.action == "mask"
-    assert len(engine.asked) == 2
-
-
-def test_fourth_rung_masks_the_spans() -> None:
-    result = guard(ByteEngine(fault="empty")).moderate("Ed, you stupid idiot, call 555 today.")
-    assert result.action == "mask"
-    assert result.text == "Ed, you [removed], call 555 today."
-    assert result.edits[0].action == "mask"
-    assert result.safe
-    check(result)
-
-
-def test_the_mask_is_that_of_the_policy() -> None:
-    assert guard(ladder=("mask",), mask_text="***").rewrite("You idiot, go.") == "You ***, go."
-    assert guard(ladder=("mask",), mask_text="").rewrite("You idiot, go.") == "You , go."
-
-
-def test_a_mask_spares_what_is_protected() -> None:
-    engine = ByteEngine(words={"bob@idiot": "toxicity", "trash": "toxicity"})
-    result = guard(engine, ladder=("mask",)).moderate("This trash is from jim@x.org or {name}.")
-    assert result.text == "This [removed] is from jim@x.org or {name}."
-    # What is protected and unsafe cannot be masked away: the text is withheld.
-    assert guard(engine, ladder=("mask",)).moderate("Ask bob@idiot.com now.").action == "block"
-
-
-def test_the_last_rung_blocks() -> None:
-    result = guard(ByteEngine(fault="empty"), ladder=("rewrite",), block_message="No.").moderate(
-        "You idiot. Bye."
-    )
-    assert result.action == "block"
-    assert result.text == "No."
-    assert result.after is None
-    assert result.safe
-    assert (result.edits[0].start, result.edits[0].end) == (0, 15)
-    check(result)
-
-
-def test_a_ladder_without_rungs_blocks() -> None:
-    assert guard(ladder=()).moderate("You idiot.").action == "block"
-    assert guard(ladder=()).moderate("You friend.").action == "pass"
-
-
-def test_on_fail_mask_never_blocks() -> None:
-    engine = ByteEngine(fault="empty", words={"idiot": "toxicity", "is": "harm"})
-    result = guard(engine, on_fail="mask").moderate("Bye. This idiot is 5 years old! Ok.")
-    assert result.action == "mask"
-    assert "idiot" not in result.text
-    assert result.safe
-    check(result)
-
-
-def test_on_fail_mask_masks_all_where_even_the_mask_is_unsafe() -> None:
-    result = guard(ladder=(), on_fail="mask", mask_text="trash").moderate("Well. You idiot. Bye.")
-    assert (result.action, result.text) == ("mask", "trash")
-    assert result.safe
-    check(result)
-
-
-def test_on_fail_pass_releases_the_original() -> None:
-    engine = ByteEngine(fault="empty")
-    failing = guard(engine, ladder=("rewrite",), on_fail="pass", fail_open=True)
-    result = failing.moderate("You idiot.")
-    assert (result.action, result.text) == ("unverified", "You idiot.")
-    assert not result.safe
-
-
-# ------------------------------------------------------------------- judged again as a whole
-
-
-def test_what_is_unsafe_only_in_place_goes_back_to_the_ladder() -> None:
-    result = guard(ByteEngine(crowded=True)).moderate("You are an idiot! I met some trash!")
-    assert result.action in ("rewrite", "mask")
-    assert result.text.count("person") < 2
-    assert all("unsafe_in_place" in edit.reasons for edit in result.edits)
-    assert result.safe
-    check(result)
-
-
-def test_a_safe_segment_that_its_new_neighbour_makes_unsafe_is_repaired_as_well() -> None:
-    text = "You are an idiot! That is bad. A person came by!"
-    result = guard(ByteEngine(crowded=True)).moderate(text)
-    assert result.before.spans[0].end < 20
-    assert result.action in ("rewrite", "mask")
-    assert result.after is not None
-    assert not result.after.unsafe
-    check(result)
-
-
-def test_each_attempt_is_reached_when_the_whole_text_refuses_all_of_them() -> None:
-    words = dict.fromkeys(
-        ("friend", "fellow", "neighbour", "colleague", "visitor", "guest"), "harm"
-    )
-    engine = ByteEngine(words={"idiot": "toxicity", "trash": "toxicity", **words, "human": "harm"})
-    engine.crowded = True
-    result = guard(engine).moderate("You are an idiot! I met some trash!")
-    assert result.action == "mask"
-    assert "[removed]" in result.text
-    assert result.text.count("person") < 2
-    check(result)
-
-
-def test_a_rewrite_that_is_no_longer_english_is_not_released() -> None:
-    result = guard(ByteEngine(fault="foreign"), ladder=("rewrite",)).moderate("You are an idiot.")
-    assert result.action == "block"
-    assert "unverified_language" in result.edits[0].reasons
-
-
-# ------------------------------------------------------------------------- policies
-
-
 def test_observe_only_reports() -> None:
     engine = ByteEngine()
     result = guard(engine, mode="observe").moderate("You are an idiot.")
@@ -376,6 +206,8 @@ def test_timings_name_the_stages(byte_guard: Guard) -> None:
     assert set(byte_guard.moderate("Hi.").timings) == {"detect", "total"}
     timings = byte_guard.moderate("You idiot.").timings
     assert set(timings) == {"detect", "rewrite", "verify", "total"}
+    busy = guard(mode="observe").moderate("You idiot.").timings
+    assert set(busy) == {"detect", "total"}
     assert sum(v for k, v in timings.items() if k != "total") <= timings["total"]
 
 

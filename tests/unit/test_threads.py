@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,6 +28,7 @@ class AloneEngine(ByteEngine):
     def _result(self, *args: Any) -> Any:
         assert not self.busy
         self.busy = True
+        time.sleep(0.001)  # lets the other threads in, if they can
         try:
             return super()._result(*args)
         finally:
