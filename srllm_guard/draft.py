@@ -85,6 +85,10 @@ class Repair:
         """Why segments were flagged and attempts refused, each once."""
         return tuple(dict.fromkeys(r for job in self.jobs.values() for r in job.reasons))
 
+    def strays(self, found: Draft) -> bool:
+        """Whether an English text was rewritten into one that is not."""
+        return self.draft.language.verified and not found.language.verified
+
     def splice(self) -> tuple[str, tuple[Edit, ...]]:
         """The text with its replacements, put in from the end so that offsets stay right."""
         ordered = sorted(self.jobs.values(), key=lambda job: job.segment.start)
@@ -106,7 +110,7 @@ class Repair:
         """
         _, edits = self.splice()
         ordered = sorted(self.jobs.values(), key=lambda job: job.segment.start)
-        if not found.language.verified:
+        if self.strays(found):
             for job in ordered:
                 job.reopen("unverified_language")
         for number, segment in enumerate(found.segments):

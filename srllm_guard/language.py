@@ -117,12 +117,16 @@ def _is_foreign(character: str) -> bool:
 
 def _ranks(text: str) -> dict[str, float]:
     """Probabilities by language, the likeliest first."""
-    with _LOADING:
-        identifier = _identifier()
-    return dict(identifier.rank(text.lower()))
+    return dict(preload().rank(text.lower()))
 
 
 _LOADING = threading.Lock()
+
+
+def preload() -> LanguageIdentifier:
+    """Load the detector, unless it is there; a first text need not wait for it then."""
+    with _LOADING:
+        return _identifier()
 
 
 @cache

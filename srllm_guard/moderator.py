@@ -15,7 +15,7 @@ from srllm_guard.language import Language, language
 from srllm_guard.policy import Policy
 from srllm_guard.results import Detection, Edit, Moderation, Provenance, Span
 from srllm_guard.text.protect import Protected, protected
-from srllm_guard.text.segments import segments
+from srllm_guard.text.segments import Segment, segments
 
 if TYPE_CHECKING:
     from srllm_guard.results import Action
@@ -46,14 +46,14 @@ class Moderator:
         )
 
     def judge(self, texts: Sequence[str], calls: Calls, stage: str = "detect") -> list[Draft]:
-        """Segment and judge texts; those of another language are not judged.
+        """Segment and judge texts; of a text in another language, its English sentences alone.
 
         Raises:
             EngineError: the engine failed or missed the deadline.
         """
         languages = [language(text) for text in texts]
         prose = [
-            tuple(s for s in segments(text) if s.kind == "prose") if found.verified else ()
+            tuple(s for s in segments(text) if s.kind == "prose" and _readable(text, s, found))
             for text, found in zip(texts, languages, strict=True)
         ]
         judged = self._detector.judge(
@@ -67,8 +67,7 @@ class Moderator:
 
     def settle(self, drafts: Sequence[Draft], calls: Calls) -> list[Moderation]:
         """Make the drafts safe, together, and say what became of each."""
-        enforce = self._policy.mode == "enforce"
-        repairs = {n: Repair.of(d) for n, d in enumerate(drafts) if enforce and any(d.flagged)}
+        repairs = {n: Repair.of(d) for n, d in enumerate(drafts) if self._repairable(d)}
         after: dict[int, Detection] = {}
         errors: dict[int, str] = {}
         for _ in range(ROUNDS):
@@ -80,7 +79,7 @@ class Moderator:
             found, failed = self._look(ready, calls)
             errors |= failed
             for n, draft in found.items():
-                if any(draft.flagged) or not draft.language.verified:
+                if any(draft.flagged) or repairs[n].strays(draft):
                     repairs[n].reopen(draft)
                 else:
                     after[n] = draft.detection
@@ -101,6 +100,11 @@ class Moderator:
         if self._policy.fail_open or self._policy.mode == "observe":
             return self._result("unverified", draft, calls, errors=errors)
         return self._withheld(draft, calls, errors, errors)
+
+    def _repairable(self, draft: Draft) -> bool:
+        """Whether the ladder has something to do: not where all that is unverified is withheld."""
+        released = draft.language.verified or self._policy.unverified == "pass"
+        return self._policy.mode == "enforce" and any(draft.flagged) and released
 
     def _flags(self, text: str, verdicts: Sequence[Verdict]) -> list[bool]:
         """Which verdicts on segments of `text` the policy calls unsafe."""
@@ -158,7 +162,9 @@ class Moderator:
                     self._ladder.mask_whole(job)
         found, _ = self._look(repairs, calls)
         return {
-            n: d.detection for n, d in found.items() if d.language.verified and not any(d.flagged)
+            n: draft.detection
+            for n, draft in found.items()
+            if not any(draft.flagged) and not repairs[n].strays(draft)
         }
 
     def _untouched(self, draft: Draft, calls: Calls) -> Moderation:
@@ -227,6 +233,11 @@ class Moderator:
             timings={stage: round(ms, 3) for stage, ms in timings.items()},
             errors=errors,
         )
+
+
+def _readable(text: str, segment: Segment, found: Language) -> bool:
+    """Whether the model was validated for a segment; foreign text carries no English past it."""
+    return found.verified or language(text[segment.start : segment.end]).code == "en"
 
 
 def _within(spans: Sequence[Span], quoted: Sequence[Protected]) -> bool:

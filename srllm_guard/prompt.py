@@ -182,9 +182,7 @@ class Prompt:
         self._append(text, at, len(text), ids, ranges)
         return ids, ranges
 
-    def _append(
-        self, text: str, start: int, end: int, ids: list[int], ranges: list[Range]
-    ) -> None:
+    def _append(self, text: str, start: int, end: int, ids: list[int], ranges: list[Range]) -> None:
         if start == end:
             return
         encoded = self._tokenizer.encode(text[start:end], add_special_tokens=False)

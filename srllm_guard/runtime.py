@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from srllm_guard.calls import Gate
 from srllm_guard.engines.base import Engine
 from srllm_guard.errors import ConfigError
+from srllm_guard.language import preload
 from srllm_guard.models.bundle import Calibration
 from srllm_guard.models.store import find_base, find_bundle
 from srllm_guard.prompt import Prompt
@@ -66,6 +68,8 @@ def load(
     if engine not in (None, *ENGINES):
         raise ConfigError(f"Unknown engine {engine!r}.", hint=f"Known: {', '.join(ENGINES)}.")
     bundle = find_bundle(model)
+    # Reading the language detector mostly waits for the disk; the weights need the processor.
+    threading.Thread(target=preload, name="srllm-guard-language", daemon=True).start()
     weights = find_base(bundle.manifest.base, base)
     from srllm_guard.engines.reference import ReferenceEngine
 

@@ -15,6 +15,7 @@ from srllm_guard.policy import Policy
 from srllm_guard.prompt import Range
 from srllm_guard.results import Span
 from srllm_guard.text.protect import missing, protected
+from srllm_guard.text.segments import segments
 
 MOST_NEW = 4
 """Words with a meaning of their own that a rewrite may add, beyond one for each unsafe word. None
@@ -60,6 +61,7 @@ a an and are as at be but by for from he her him his i if in is it its just like
 she so that the their them they this to up us was we were with you your
 """
 _FUNCTION = frozenset(_SAYS_NOTHING.split())
+_FIRST_PERSON = frozenset({"i", "we", "me", "us", "i'd", "i'll", "we'd", "we'll"})
 _GROUPS = (
     r"(?:wom[ae]n|m[ae]n|girls?|boys?|females?|males?|ladies|guys|blacks?|whites?|asians?|latinos?"
     r"|hispanics?|jews?|muslims?|christians?|hindus?|atheists?|immigrants?|migrants?|foreigners?"
@@ -87,9 +89,8 @@ def faults(
 
     Returns:
         Short reasons: "empty", "unchanged", "meta_talk", "length", "kept_phrase", "lost_<kind>",
-        "lost_name", "invented_number", "invented_name", "invented_reason",
-        "invented_content", "negation_lost",
-        "negation_added", "compares_groups", "garbled".
+        "lost_name", "invented_number", "invented_name", "invented_reason", "invented_content",
+        "negation_lost", "negation_added", "compares_groups", "repeats_context", "garbled".
     """
     if not rewrite.strip():
         return ("empty",)
@@ -97,42 +98,55 @@ def faults(
     if rewrite == source or (said and said == _words(rewrite)):
         return ("unchanged",)
     marks = [(span.start, span.end) for span in spans]
-    found = []
-    if rewrite.count("\ufffd") > source.count("\ufffd"):
-        found.append("garbled")  # half a character
-    if _META.search(rewrite) and not _META.search(source):
-        found.append("meta_talk")
-    ratio = len(rewrite) / max(1, len(source))
-    # A short segment may grow by some words whatever the ratio says.
-    if ratio < policy.min_length_ratio or (
-        ratio > policy.max_length_ratio and len(rewrite) > len(source) + 40
-    ):
-        found.append("length")
     phrases = [
         (source[start:end], span.category)
         for span in spans
         for start, end in unprotected(source, [span], policy)
     ]
-    if any(_kept(*phrase, rewrite) for phrase in phrases):
-        found.append("kept_phrase")
+    new = _new_words(source, rewrite, context)
+    checks = {
+        "garbled": rewrite.count("\ufffd") > source.count("\ufffd"),  # half a character
+        "meta_talk": _META.search(rewrite) and not _META.search(source),
+        "length": not _fitting(source, rewrite, policy),
+        "kept_phrase": any(_kept(*phrase, rewrite) for phrase in phrases),
+        # A small model explains what it cannot know: no reason that was not given before.
+        "invented_reason": _REASON.search(rewrite) and not _ANY_REASON.search(source),
+        "invented_content": len(new) > MOST_NEW + _flagged(source, marks),
+        "compares_groups": _COMPARISON.search(rewrite),
+        "repeats_context": _repeats(source, rewrite, context),
+    }
     lost = missing(source, rewrite, quotations=policy.protect_quotations)
-    found += sorted({f"lost_{part.kind}" for part in lost})
-    found += _names(source, rewrite, marks, context)
-    # A small model explains what it cannot know: no reason is given that was not given before.
-    if _REASON.search(rewrite) and not _ANY_REASON.search(source):
-        found.append("invented_reason")
-    if len(_new_words(source, rewrite, context)) > MOST_NEW + _flagged(source, marks):
-        found.append("invented_content")
-    found += _negation(source, rewrite, marks)
-    if _COMPARISON.search(rewrite):
-        found.append("compares_groups")
-    return tuple(found)
+    return (
+        *(name for name, wrong in checks.items() if wrong),
+        *sorted({f"lost_{part.kind}" for part in lost}),
+        *_names(source, rewrite, marks, context),
+        *_negation(source, rewrite, marks),
+    )
 
 
 def closeness(source: str, rewrite: str) -> float:
     """Share of words in common, in order, 0..1 (Ratcliff and Obershelp, 1988)."""
     left, right = _words(source), _words(rewrite)
     return SequenceMatcher(None, left, right, autojunk=False).ratio()
+
+
+def _fitting(source: str, rewrite: str, policy: Policy) -> bool:
+    """Whether the length is within bounds; a short text may grow by some words all the same."""
+    ratio = len(rewrite) / max(1, len(source))
+    return ratio >= policy.min_length_ratio and (
+        ratio <= policy.max_length_ratio or len(rewrite) <= len(source) + 40
+    )
+
+
+def _repeats(source: str, rewrite: str, context: str) -> bool:
+    """Whether a neighbour was said again in place of the source."""
+    around = context.replace(source, "\n")
+    near = (around[s.start : s.end] for s in segments(around) if s.kind == "prose")
+    return any(
+        len(_words(other)) >= 3
+        and closeness(other, rewrite) >= max(0.8, closeness(source, rewrite))
+        for other in near
+    )
 
 
 def _words(text: str) -> list[str]:
@@ -197,7 +211,7 @@ def _negation(source: str, rewrite: str, marks: Sequence[Range]) -> list[str]:
     """Whether a "not" outside the unsafe phrases went missing, or one came between kept words."""
     before = sum(not _overlaps(m.span(), marks) for m in _NEGATION.finditer(source))
     after = len(_NEGATION.findall(rewrite))
-    if after < before:
+    if after < before or _flips_the_writer(source, rewrite, marks):
         return ["negation_lost"]
     left, right = list(_WORD.finditer(source)), _words(rewrite)
     words = [m.group().casefold() for m in left]
@@ -209,6 +223,28 @@ def _negation(source: str, rewrite: str, marks: Sequence[Range]) -> list[str]:
         if not any(_overlaps((w.start() - 1, w.end() + 1), marks) for w in beside):
             return ["negation_added"]
     return []
+
+
+def _flips_the_writer(source: str, rewrite: str, marks: Sequence[Range]) -> bool:
+    """Whether a "not" that went with an unsafe phrase turns the writer's wish into its opposite.
+
+    "Not a person I want here" must not become "I want here"; a prejudice may be turned round.
+    """
+    kept = _words(rewrite)
+    for start, end in marks:
+        behind = _WORD.findall(re.split(r"[.,;:!?]", source[end:], maxsplit=1)[0])
+        tail = [word.casefold() for word in behind[:4]]
+        if (
+            len(tail) < 3
+            or not _FIRST_PERSON & set(tail)
+            or not _NEGATION.search(source[start:end])
+        ):
+            continue
+        for n in range(len(kept) - len(tail) + 1):
+            near = kept[max(0, n - 5) : n]
+            if kept[n : n + len(tail)] == tail and not _negations(near):
+                return True
+    return False
 
 
 def _negations(words: Sequence[str]) -> int:

@@ -30,7 +30,9 @@ from srllm_guard.engines.heads import DetectionHeads, HeadsConfig
 from srllm_guard.engines.trunk import Trunk
 
 BATCH = 16
-"""Most windows or requests that run together."""
+"""Most windows or requests that run together on a GPU. On a CPU, what would not run together alone
+does not run together in a crowd: the last bits of a sum depend on the shape of the batch, and a
+result must not depend on its neighbours."""
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 """Ends of the names of an adapter's weights."""
@@ -61,6 +63,7 @@ class ReferenceEngine:
         self._torch_device = _device(device)
         self.device = str(self._torch_device)
         self._four_bit = four_bit
+        self._shares = self._torch_device.type != "cpu"
         self._model = _load(bundle, base, self._torch_device, four_bit)
         self.max_tokens = int(self._model.config.max_position_embeddings)
         self._heads = _heads(bundle, self._model.config.hidden_size).to(self._torch_device)
@@ -68,26 +71,28 @@ class ReferenceEngine:
 
     def detect(self, windows: Sequence[Window]) -> list[Scores]:
         """See `Engine.detect`."""
-        found: dict[int, Scores] = {}
         order = sorted(range(len(windows)), key=lambda n: len(windows[n].ids))
+        found: dict[int, Scores] = {}
+        size = BATCH if self._shares else 1
         with torch.inference_mode():
-            for start in range(0, len(order), BATCH):
-                numbers = order[start : start + BATCH]
+            for numbers in _parts(order, size):
                 found.update(zip(numbers, self._judge([windows[n] for n in numbers]), strict=True))
         return [found[n] for n in range(len(windows))]
 
     def generate(self, requests: Sequence[Request]) -> list[Continuation]:
         """See `Engine.generate`."""
+
+        def kin(number: int) -> tuple[Any, ...]:
+            # Requests with other stop ids cannot share a batch; candidates of one prompt always do.
+            request = requests[number]
+            return sorted(request.stop), () if self._shares else request.prompt
+
+        order = sorted(range(len(requests)), key=lambda n: (kin(n), len(requests[n].prompt)))
         found: dict[int, Continuation] = {}
-        # Requests of like length run together; those with other stop ids cannot.
-        order = sorted(
-            range(len(requests)), key=lambda n: (sorted(requests[n].stop), len(requests[n].prompt))
-        )
-        for _, group in groupby(order, key=lambda n: requests[n].stop):
-            numbers = list(group)
-            for start in range(0, len(numbers), BATCH):
-                batch = numbers[start : start + BATCH]
-                found.update(zip(batch, self._continue([requests[n] for n in batch]), strict=True))
+        for _, group in groupby(order, key=kin):
+            for numbers in _parts(list(group), BATCH):
+                batch = [requests[n] for n in numbers]
+                found.update(zip(numbers, self._continue(batch), strict=True))
         return [found[n] for n in range(len(requests))]
 
     def info(self) -> dict[str, Any]:
@@ -148,6 +153,10 @@ class ReferenceEngine:
             )
         rows = out[:, width:].tolist()
         return [_cut(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
+
+
+def _parts(numbers: list[int], size: int) -> list[list[int]]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 def _cut(ids: list[int], stop: frozenset[int]) -> Continuation:

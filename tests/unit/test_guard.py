@@ -227,3 +227,17 @@ def test_long_text(byte_guard: Guard) -> None:
     assert result.text == text.replace("idiot", "person")
     assert byte_guard.rewrite("a" * 1_000_000) == "a" * 1_000_000
     assert "idiot" not in byte_guard.rewrite("idiot" * 200)
+
+
+def test_foreign_text_does_not_carry_english_past_the_guard() -> None:
+    text = f"{GERMAN} {GERMAN}\nI told everybody there that you are a complete idiot."
+    result = guard().moderate(text)
+    assert result.action == "rewrite"
+    assert result.before.unsafe
+    assert not result.before.verified
+    assert "idiot" not in result.text
+    assert result.text.startswith(f"{GERMAN} {GERMAN}\n")
+    assert not result.safe  # the rest was not judged
+    check(result)
+    blocked = guard(unverified="block").moderate(text)
+    assert blocked.action == "block"

@@ -292,6 +292,9 @@ def test_csv_with_another_verdict(tmp_path: Path) -> None:
         load_csv(path)
 
 
+# `datasets` leaves a file to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_hub(tmp_path: Path) -> None:
     pytest.importorskip("datasets", reason="reads a folder with the real `datasets`")
     (tmp_path / "test.csv").write_text(CSV, encoding="utf-8")

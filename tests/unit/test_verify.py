@@ -249,6 +249,19 @@ def test_a_story_from_nowhere() -> None:
     [
         ("I do not trust that idiot.", "that idiot", "I trust him.", "negation_lost"),
         ("I don't trust that idiot.", "that idiot", "I have trust in him.", "negation_lost"),
+        (
+            "Whatever that thing is, it's not a person I want in my living room.",
+            "that thing is, it's not a person",
+            "Whoever it is, I want in my living room.",
+            "negation_lost",
+        ),
+        (
+            "Whatever that thing is, it's not a person I want in my living room.",
+            "that thing is, it's not a person",
+            "Whoever it is, not somebody I want in my living room.",
+            None,
+        ),
+        ("Women can't lead a team like this.", "Women can't", "Anyone can lead a team.", None),
         ("I can't trust that idiot.", "that idiot", "I cannot trust him.", None),
         ("They never pay those pigs.", "those pigs", "They do not pay them.", None),
         ("You can't teach old dogs.", "can't teach old dogs", "Anyone can learn.", None),
@@ -344,3 +357,14 @@ def test_unprotected_leaves_quotations_out_when_asked_to() -> None:
     policy = Policy(protect_quotations=True)
     ranges = unprotected(text, [Span(0, 20, "toxicity", 0.9)], policy)
     assert [text[start:end] for start, end in ranges] == ['a "', '" here']
+
+
+def test_a_neighbour_said_again_is_no_rewrite() -> None:
+    source, around = (
+        "What a bunch of morons.",
+        "Lunch is at noon. What a bunch of morons. Bring chairs.",
+    )
+    for rewrite in ("Lunch is at noon.", "Lunch was at noon."):
+        wrong = found(source, rewrite, "bunch of morons", context=around)
+        assert ("repeats_context" in wrong) == (rewrite == "Lunch is at noon.")
+    assert found(source, "What a group.", "bunch of morons", context=around) == set()
