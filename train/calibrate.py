@@ -1,7 +1,7 @@
 """From logits to probabilities and thresholds, fitted on dev data.
 
 - The probability of "unsafe" is Platt's: a logistic regression of the truth on the logit, over the
-  dev splits of all sources.
+  dev splits of all sources but those whose negatives may be hateful otherwise.
 - Each label's logits get one temperature (Guo et al., 2017), over the authored dev records, which
   alone know all labels.
 - The threshold is the one with the best F1 on the authored dev segments, among those that flag at
@@ -30,13 +30,16 @@ from train.model import Model
 
 Floats = np.ndarray[Any, Any]
 
-ORDINARY = 0.01
-"""Largest share of ordinary sentences that the threshold may flag."""
+ORDINARY = 0.005
+"""Largest share of ordinary sentences that the threshold may flag; a text has several."""
+
+NOISY = ("edos",)
+"""Sources whose safe dev examples are safe in one respect only."""
 
 GRID = [round(0.05 + 0.01 * step, 2) for step in range(91)]
 """Thresholds that are tried."""
 
-MOST = 400
+MOST = 800
 """Examples of each source that the fit reads."""
 
 
@@ -66,7 +69,7 @@ def calibrate(model: Model, prompt: Prompt, corpus: Corpus) -> tuple[Calibration
         for name, examples in corpus.dev.items()
         if examples
     }
-    scale, shift = _platt(found)
+    scale, shift = _platt({n: j for n, j in found.items() if n not in NOISY} or found)
     own = found.get("cmd") or next(iter(found.values()))
     ordinary = found.get("anno_lexical", own)
     calibration = Calibration(

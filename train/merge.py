@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srllm_guard.engines.reference import merge_adapter
+from srllm_guard.engines.loading import merge_adapter
 from srllm_guard.errors import GuardError, ModelError
 from srllm_guard.models.bundle import Bundle
 from srllm_guard.models.store import find_base, find_bundle

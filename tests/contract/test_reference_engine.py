@@ -24,7 +24,8 @@ from tests.contract.conftest import Tiny, write_bundle
 
 torch = pytest.importorskip("torch")
 
-from srllm_guard.engines.reference import ReferenceEngine, merge_adapter  # noqa: E402
+from srllm_guard.engines.loading import merge_adapter  # noqa: E402
+from srllm_guard.engines.reference import ReferenceEngine  # noqa: E402
 
 
 def load(base: Path) -> Any:

@@ -1,0 +1,55 @@
+"""How the next token is chosen: barred sequences, and sampling with a seed of its own a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from srllm_guard.engines.base import Ids, Request
+
+
+class Choice(LogitsProcessor):
+    """Bars sequences, and turns greedy decoding of a row into sampling with a seed of its own.
+
+    The largest of logits / temperature + Gumbel noise is a draw from the tempered distribution
+    (Gumbel, 1954), so rows that sample and rows that do not share one batch, and what a row draws
+    does not depend on its neighbours.
+    """
+
+    def __init__(self, requests: Sequence[Request], start: int) -> None:
+        self._requests = requests
+        self._start = start
+        self._draws = [torch.Generator().manual_seed(r.seed) for r in requests]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`input_ids` [B, T] with the prompts, `scores` [B, V]."""
+        scores = scores.float().clone()
+        for n, request in enumerate(self._requests):
+            if request.barred:
+                tail = tuple(input_ids[n, self._start :].tolist())
+                scores[n, _next_barred(request.barred, tail)] = -torch.inf
+            if request.temperature > 0:
+                chances = torch.rand(scores.shape[1], generator=self._draws[n])
+                noise = -torch.log(-torch.log(chances.clamp(1e-9, 1 - 1e-7)))
+                tempered = _nucleus(scores[n] / request.temperature)
+                scores[n] = tempered + noise.to(scores.device)
+        return scores
+
+
+def _next_barred(barred: Sequence[Ids], tail: Ids) -> list[int]:
+    """The ids that would complete a barred sequence; what the prompt holds does not count."""
+    return [
+        sequence[-1]
+        for sequence in barred
+        if len(sequence) == 1 or tail[-len(sequence) + 1 :] == sequence[:-1]
+    ]
+
+
+def _nucleus(logits: Tensor, share: float = 0.95) -> Tensor:
+    """Keep the likeliest ids that together have `share` (Holtzman et al., 2020); `logits` [V]."""
+    ordered, index = logits.sort(descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    return logits.index_fill(0, index[before > share], -torch.inf)

@@ -1,0 +1,147 @@
+"""Load a bundle into transformers: device, base, adapter and heads."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from srllm_guard.engines.heads import DetectionHeads, HeadsConfig
+from srllm_guard.errors import BundleError, ConfigError, MissingExtra
+from srllm_guard.models.bundle import ADAPTER, ADAPTER_CONFIG, HEADS, Bundle
+
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+"""Ends of the names of an adapter's weights."""
+
+OTHER_BASE = "Use the base model that the bundle was trained on."
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA if it is there.
+
+    Raises:
+        ConfigError: it is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"Unknown device {name!r}.", hint="Use auto, cpu or cuda.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"Device {name!r} was asked for, but torch {torch.__version__} sees no CUDA GPU.",
+            hint='Install a CUDA build of torch, or use device="cpu".',
+        )
+    return device
+
+
+def load_model(bundle: Bundle, base: Path, device: torch.device, four_bit: bool) -> Any:
+    """The base with the bundle's adapter: merged, or beside it where the base has 4 bits.
+
+    Raises:
+        BundleError: adapter and base do not fit.
+        MissingExtra: PEFT or bitsandbytes is needed and not installed.
+    """
+    # transformers warns about generation flags that belong to other modes; nothing of it is ours.
+    logging.getLogger("transformers.generation").setLevel(logging.ERROR)
+    options: dict[str, Any] = {
+        "dtype": torch.float32 if device.type == "cpu" else torch.bfloat16,
+    }
+    if four_bit:
+        import transformers
+
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise MissingExtra(extra="quant", needed_for="loading the base in 4 bits")
+        config: Any = transformers.BitsAndBytesConfig
+        options["quantization_config"] = config(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=options["dtype"],
+        )
+        options["device_map"] = {"": device.type if device.index is None else device.index}
+    model: Any = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, **options)
+    model.generation_config.eos_token_id = None
+    if four_bit:
+        try:
+            from peft import PeftModel
+        except ImportError as error:
+            raise MissingExtra(extra="torch", needed_for="an adapter on a 4-bit base") from error
+        try:
+            return PeftModel.from_pretrained(model, str(bundle.folder)).get_base_model().eval()
+        except (RuntimeError, ValueError) as error:
+            raise BundleError("The adapter does not fit this base.", hint=OTHER_BASE) from error
+    merge_adapter(model, bundle.folder)
+    return model.to(device).eval()
+
+
+def merge_adapter(model: Any, folder: Path) -> None:
+    """Add a LoRA adapter in PEFT's format to the weights of `model`, computed in float32.
+
+    Covers plain LoRA (with or without rank-stabilised scaling) on linear layers, which is what
+    bundles hold.
+
+    Raises:
+        BundleError: the adapter is of another kind, or does not fit this base.
+    """
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    weights = load_file(folder / ADAPTER)
+    odd = ("use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern")
+    if (
+        config.get("peft_type") != "LORA"
+        or config.get("bias", "none") != "none"
+        or any(config.get(key) for key in odd)
+        or any(not name.endswith((DOWN, UP)) for name in weights)
+    ):
+        raise BundleError(
+            f"The adapter in {folder} is not plain LoRA.",
+            hint="Merge it with PEFT and make a bundle of the result.",
+        )
+    root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
+    scale = config["lora_alpha"] / root
+    layers = dict(model.named_modules())
+    with torch.no_grad():
+        for name, a in weights.items():
+            if not name.endswith(DOWN):
+                continue
+            path = name.removeprefix("base_model.model.").removesuffix(DOWN)
+            b = weights[name.removesuffix(DOWN) + UP]
+            weight = getattr(layers.get(path), "weight", None)
+            shape = None if weight is None else tuple(weight.shape)
+            if weight is None or shape != (b.shape[0], a.shape[1]):
+                raise BundleError(
+                    f"The adapter does not fit this base: {path} is {shape}, "
+                    f"the adapter changes {(b.shape[0], a.shape[1])}.",
+                    hint=OTHER_BASE,
+                )
+            update = (b.float() @ a.float()) * scale
+            weight.copy_((weight.float() + update.to(weight.device)).to(weight.dtype))
+
+
+def load_heads(bundle: Bundle, hidden: int) -> DetectionHeads:
+    """The bundle's detection heads for states of width `hidden`, in float32.
+
+    Raises:
+        BundleError: they are for another width, or not what the manifest says.
+    """
+    config = HeadsConfig(**bundle.manifest.heads)  # type: ignore[arg-type]
+    if config.hidden != hidden:
+        raise BundleError(
+            f"The heads read states of width {config.hidden}; this base has {hidden}.",
+            hint=OTHER_BASE,
+        )
+    heads = DetectionHeads(config)
+    try:
+        heads.load_state_dict({k: v.float() for k, v in load_file(bundle.folder / HEADS).items()})
+    except RuntimeError as error:
+        raise BundleError(
+            f"{HEADS} does not fit its manifest.", hint="Get the bundle again."
+        ) from error
+    return heads.eval()
