@@ -1,0 +1,78 @@
+"""How long a process takes to its first answer.
+
+    python -m benchmarks.startup --rounds 5
+
+Fresh processes, one after another: `import srllm_guard`; `Guard()` and one safe text with converted
+weights in the cache; the same, to a rewritten text. Medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.report import RESULTS, hardware, table
+
+IMPORT = "import srllm_guard"
+SAFE = "from srllm_guard import Guard; Guard().rewrite('The bus leaves at 9.')"
+UNSAFE = "from srllm_guard import Guard; Guard().rewrite('You stupid idiot, get lost.')"
+
+TIMED = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
+
+ROWS = {
+    "import srllm_guard": IMPORT,
+    "Guard() to a safe answer": SAFE,
+    "Guard() to a rewritten answer": UNSAFE,
+}
+
+
+def seconds(code: str) -> float:
+    """Seconds that `code` takes in a fresh interpreter, the start of the interpreter apart.
+
+    Raises:
+        CalledProcessError: the code failed.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", TIMED.format(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    return float(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure, print the table, write JSON and Markdown."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / "startup.json")
+    args = parser.parse_args()
+    for code in ROWS.values():  # the first run fills caches
+        seconds(code)
+    spent: dict[str, list[float]] = {name: [] for name in ROWS}
+    for _ in range(args.rounds):
+        for name, code in ROWS.items():
+            spent[name].append(seconds(code))
+    found = {
+        name: {"median_s": round(statistics.median(times), 3), "worst_s": round(max(times), 3)}
+        for name, times in spent.items()
+    }
+    content = {
+        "command": f"python -m benchmarks.startup --rounds {args.rounds}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "seconds": found,
+    }
+    rows = [[name, row["median_s"], row["worst_s"]] for name, row in found.items()]
+    text = table(["", "median, s", "worst, s"], rows)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    args.out.with_suffix(".md").write_text(
+        f"# Startup\n\n`{content['command']}`, {content['date']}\n\n{text}", encoding="utf-8"
+    )
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
