@@ -47,7 +47,13 @@ class Guard:
         four_bit: bool = False,
     ) -> None:
         self.policy = _policy(policy)
-        if not isinstance(model, Runtime):
+        if isinstance(model, Runtime):
+            if (device, engine, base, four_bit) != ("auto", None, None, False):
+                raise ConfigError(
+                    "A Runtime was given together with device, engine, base or four_bit.",
+                    hint="Those belong to srllm_guard.runtime.load, which makes a Runtime.",
+                )
+        else:
             model = load(model, device=device, engine=engine, base=base, four_bit=four_bit)
         self.runtime = model
         """The model that the guard runs on; give it to another `Guard` to share the weights."""

@@ -241,3 +241,8 @@ def test_foreign_text_does_not_carry_english_past_the_guard() -> None:
     check(result)
     blocked = guard(unverified="block").moderate(text)
     assert blocked.action == "block"
+
+
+def test_a_runtime_takes_no_options_of_loading() -> None:
+    with pytest.raises(ConfigError, match="together with"):
+        Guard(runtime(ByteEngine()), device="cpu")
