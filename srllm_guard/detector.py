@@ -87,15 +87,19 @@ class Detector:
             for number, (text, segments) in enumerate(texts)
             for piece in self._pieces(number, text, segments)
         ]
-        scores = run([piece.window for piece in pieces]) if pieces else []
+        # What is said twice is judged once: a megabyte of one letter is a thousand equal windows.
+        windows = list(dict.fromkeys(piece.window for piece in pieces))
+        scores = dict(zip(windows, run(windows), strict=True)) if windows else {}
         found: list[list[Verdict | None]] = [[None] * len(segments) for _, segments in texts]
-        for piece, score in zip(pieces, scores, strict=True):
+        for piece in pieces:
             text, segments = texts[piece.text]
             for row, number in enumerate(piece.segments):
                 tokens = [n for n, owner in enumerate(piece.window.owner) if owner == row]
                 if number < 0 or not tokens:  # the row of a segment without a token says nothing
                     continue
-                verdict = self._verdict(text, segments[number], piece, row, tokens, score)
+                verdict = self._verdict(
+                    text, segments[number], piece, row, tokens, scores[piece.window]
+                )
                 found[piece.text][number] = self._worse(verdict, found[piece.text][number])
         return [[verdict or NOTHING for verdict in verdicts] for verdicts in found]
 
