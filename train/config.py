@@ -73,6 +73,20 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
+class Refit:
+    """Heads fitted anew on the finished adapter, see `train.refit`."""
+
+    layer: int
+    """The layer whose states they read."""
+    epochs: int = 5
+    lr: float = 1e-3
+    authored_turns: int = 2
+    """How often an epoch has the authored records, each time in other groupings."""
+    detection: dict[str, int] = field(default_factory=dict)
+    """Source -> examples, drawn once; 0 takes all of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
     """The optimiser and its course."""
 
@@ -114,6 +128,8 @@ class Config:
     heads: Heads = Heads()
     data: Data = field(default_factory=Data)
     training: Training = Training()
+    refit: Refit | None = None
+    """None keeps the heads of the joint training."""
 
     @classmethod
     def from_toml(cls, path: Path) -> Config:
@@ -136,6 +152,7 @@ class Config:
             "heads": Heads,
             "data": Data,
             "training": Training,
+            "refit": Refit,
         }
         parts: dict[str, Any] = {"name": path.stem}
         for key, value in content.items():

@@ -49,16 +49,16 @@ def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[S
     """The steps of one epoch, drawn from the seed and the epoch's number."""
     settings = config.training
     seed = settings.seed * 1000 + number
-    drawn = {
-        name: _drawn(corpus.train[name], most, seed) for name, most in config.data.rewriting.items()
+    pools = {
+        name: drawn(corpus.train[name], most, seed) for name, most in config.data.rewriting.items()
     }
-    examples = [example for part in drawn.values() for example in part]
+    examples = [example for part in pools.values() for example in part]
     pairs = rewriting.items(examples, prompt, seed, noisy=config.data.noisy_marks)
-    pairs += rewriting.copies(drawn.get("cmd", []), prompt, seed, config.data.copies)
+    pairs += rewriting.copies(pools.get("cmd", []), prompt, seed, config.data.copies)
     pairs = [item for item in pairs if len(item) <= settings.max_length]
     judged: list[Example] = []
     for name, most in config.data.detection.items():
-        judged += _drawn(corpus.train[name], most, seed)
+        judged += drawn(corpus.train[name], most, seed)
     windows = [
         item for item in detection.items(judged, prompt, seed) if len(item) <= settings.max_length
     ]
@@ -72,7 +72,8 @@ def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[S
     ]
 
 
-def _drawn(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
+def drawn(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
+    """At most `most` examples, drawn with `seed`; 0 takes all."""
     if not most or most >= len(examples):
         return list(examples)
     return random.Random(seed).sample(examples, most)
@@ -173,7 +174,7 @@ def _marking_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
 def _one_step(model: Model, step: Step, device: torch.device) -> dict[str, float]:
     """Forward and backward of one step; gradients are left on the model."""
     row: dict[str, float] = {}
-    with _precision(device):
+    with precision(device):
         if step.rewriting:
             batch = _moved(rewriting.collate(step.rewriting), device)
             loss = model.rewriting_loss(batch)
@@ -182,7 +183,7 @@ def _one_step(model: Model, step: Step, device: torch.device) -> dict[str, float
         row["rewriting"] = loss.item()
     sums: dict[str, float] = {}
     for items in step.detection:
-        with _precision(device):
+        with precision(device):
             judged = _moved(detection.collate(items), device)
             parts = detection.loss(*model.judge(judged), judged)
         (parts.total / len(step.detection)).backward()
@@ -191,7 +192,7 @@ def _one_step(model: Model, step: Step, device: torch.device) -> dict[str, float
     return row | sums
 
 
-def _precision(device: torch.device) -> Any:
+def precision(device: torch.device) -> Any:
     """bf16 where the processor has it; half of the training time on such a CPU."""
     if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001
         return torch.autocast(device.type, torch.bfloat16)
@@ -230,7 +231,7 @@ def _dev(corpus: Corpus, prompt: Prompt, config: Config) -> Step:
 
 def _dev_loss(model: Model, dev: Step, device: torch.device) -> dict[str, float]:
     model.eval()
-    with torch.no_grad(), _precision(device):
+    with torch.no_grad(), precision(device):
         groups = [dev.rewriting[n : n + 32] for n in range(0, len(dev.rewriting), 32)]
         losses = [
             float(model.rewriting_loss(_moved(rewriting.collate(group), device)))

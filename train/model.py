@@ -29,6 +29,12 @@ class Model(nn.Module):
         # Kept out of the module tree: its weights are the language model's own.
         self._trunk = (Trunk(decoder, layer),)
 
+    def with_heads(self, heads: DetectionHeads, layer: int) -> Model:
+        """The same language model with other heads, on another layer."""
+        model = Model(self.language, heads.config, layer)
+        model.heads = heads
+        return model
+
     def rewriting_loss(self, batch: rewriting.Batch) -> Tensor:
         """Mean cross-entropy of the answers' tokens; logits are computed for those alone."""
         base = self.language.get_base_model()

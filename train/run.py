@@ -28,6 +28,7 @@ from train.corpus import corpus
 from train.model import build
 from train.package import write_bundle
 from train.plots import loss_curves
+from train.refit import refit
 from train.schema import SchemaError
 
 log = logging.getLogger("train")
@@ -79,6 +80,8 @@ def run(config_path: Path, data: Path | None, authored: Path, base: Path | None,
     found = corpus(config, data, authored)
     history = finetune.train(model, found, prompt, config, out)
     loss_curves(history, out / "loss.png", out / "loss.json")
+    if config.refit is not None:
+        model = refit(model, found, prompt, config, config.refit)
     calibration, metrics = calibrate(model, prompt, found)
     folder = write_bundle(
         out / "bundle", model, config, calibration, metrics, data=data, authored=authored

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from srllm_guard.models.bundle import Bundle
+from srllm_guard.prompt import Prompt
+from tests.train.conftest import CONFIG
+from train import refit
+from train.config import Config, Refit
+from train.corpus import corpus
+from train.model import build
+from train.run import main
+
+REFIT = """
+[refit]
+layer = 1
+epochs = 1
+
+[refit.detection]
+cmd = 0
+"""
+
+
+def test_new_heads_learn_and_the_adapter_stands_still(
+    base: Path, authored: Path, prompt: Prompt, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.toml").write_text(CONFIG)
+    config = Config.from_toml(tmp_path / "tiny.toml")
+    torch.manual_seed(0)
+    model = build(config, base)
+    before = {name: value.clone() for name, value in model.language.state_dict().items()}
+    found = corpus(config, None, authored)
+
+    def loss(heads_epochs: int) -> float:
+        settings = Refit(layer=2, epochs=heads_epochs, lr=5e-3, detection={"cmd": 0})
+        after = refit.refit(model, found, prompt, config, settings)
+        assert after.layer == 2
+        after.eval()
+        batch = refit.detection.collate(refit.detection.items(found.train["cmd"], prompt, 5))
+        with torch.no_grad():
+            return refit.detection.loss(*after.judge(batch), batch).total.item()
+
+    assert loss(20) < 0.8 * loss(1)
+    for name, value in model.language.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_bundle_names_the_layer_of_the_new_heads(
+    base: Path, authored: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.toml").write_text(CONFIG.replace("epochs = 4", "epochs = 1") + REFIT)
+    arguments = [str(tmp_path / "tiny.toml"), "--base", str(base), "--authored", str(authored)]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--threads", "1"]) == 0
+    torch.set_flush_denormal(False)
+    assert Bundle.load(tmp_path / "out" / "bundle").manifest.layer == 1

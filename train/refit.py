@@ -1,0 +1,127 @@
+"""Fit the detection heads anew on the finished adapter, at the layer that reads best.
+
+Joint training shapes the adapter and its heads together, on a layer early enough to be cheap to
+train through. Once the adapter stands still, its hidden states can be computed once and kept, and
+heads for any layer are fitted on them in minutes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from srllm_guard.engines.heads import DetectionHeads
+from srllm_guard.engines.trunk import Trunk
+from srllm_guard.prompt import Prompt
+from train import detection
+from train.batching import by_length
+from train.config import Config, Refit
+from train.evaluation import Judge, judged
+from train.finetune import Corpus, drawn, precision
+from train.model import Model
+
+log = logging.getLogger("train")
+
+TOKENS = 2048
+"""Padded tokens of a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A batch with the hidden states of the finished model at one or more layers."""
+
+    batch: detection.Batch
+    states: dict[int, Tensor]
+    """Layer -> `[B, T, H]` in bfloat16."""
+
+
+def refit(
+    model: Model, corpus: Corpus, prompt: Prompt, config: Config, settings: Refit
+) -> Model:
+    """The model with new heads on the layer that the settings name."""
+    seed, layers = config.training.seed, (settings.layer,)
+    heads = fitted(model, corpus, prompt, settings, seed, layers)
+    return model.with_heads(heads[settings.layer], settings.layer)
+
+
+def fitted(
+    model: Model,
+    corpus: Corpus,
+    prompt: Prompt,
+    settings: Refit,
+    seed: int,
+    layers: Sequence[int],
+) -> dict[int, DetectionHeads]:
+    """Heads for several layers, fitted side by side; logs dev figures after each epoch."""
+    model.eval()
+    torch.manual_seed(seed)
+    items = []
+    for name, most in settings.detection.items():
+        # Authored records come in two groupings, so that no segment always has the same neighbours.
+        for turn in range(settings.authored_turns if name == "cmd" else 1):
+            examples = drawn(corpus.train[name], most, seed + turn)
+            items += detection.items(examples, prompt, seed + turn)
+    train = [see(model, group, layers) for group in tqdm(by_length(items, len, TOKENS, seed))]
+    own = by_length(detection.items(corpus.dev["cmd"], prompt, 0, most=1), len, TOKENS, 0)
+    heads = {layer: DetectionHeads(model.heads.config) for layer in layers}
+    optimizers = {
+        layer: torch.optim.AdamW(each.parameters(), lr=settings.lr, weight_decay=0.05)
+        for layer, each in heads.items()
+    }
+    dev = {id(group): see(model, group, layers) for group in own}
+    total, step = settings.epochs * len(train), 0
+    for epoch in range(settings.epochs):
+        random.Random(seed + epoch).shuffle(train)
+        for seen in tqdm(train, unit="batch", desc=f"heads, epoch {epoch + 1}"):
+            rate = settings.lr * 0.5 * (1 + math.cos(math.pi * step / total))
+            for layer, each in heads.items():
+                optimizers[layer].param_groups[0]["lr"] = rate
+                _one_step(each.train(), seen, layer, optimizers[layer])
+            step += 1
+        for layer, each in heads.items():
+            found = judged(own, _judge(each.eval(), layer, [dev[id(group)] for group in own]))
+            log.info("layer %d, epoch %d, authored dev: %s", layer, epoch + 1, found.figures())
+    return heads
+
+
+def see(model: Model, items: Sequence[detection.Item], layers: Sequence[int]) -> Seen:
+    """Run the finished model over a batch and keep the states of `layers`."""
+    trunk = Trunk(model.language.get_base_model().model, max(layers))
+    batch = detection.collate(items)
+    device = next(model.heads.parameters()).device
+    with torch.no_grad(), precision(device):
+        states = trunk.decoder(
+            input_ids=batch.ids.to(device), use_cache=False, output_hidden_states=True
+        ).hidden_states
+    return Seen(batch, {layer: states[layer].to("cpu", torch.bfloat16) for layer in layers})
+
+
+def _one_step(
+    heads: DetectionHeads, seen: Seen, layer: int, optimizer: torch.optim.Optimizer
+) -> None:
+    batch = seen.batch
+    with precision(torch.device("cpu")):
+        labels, spans = heads(seen.states[layer].float(), batch.owner, batch.unsafe.shape[1])
+    loss = detection.loss(labels, spans, batch)
+    (loss.total + loss.spans).backward()
+    torch.nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _judge(heads: DetectionHeads, layer: int, seen: Sequence[Seen]) -> Judge:
+    waiting = iter(seen)
+
+    def judge(batch: detection.Batch) -> tuple[Tensor, Tensor]:
+        states = next(waiting).states[layer]
+        labels, spans = heads(states.float(), batch.owner, batch.unsafe.shape[1])
+        return labels, spans
+
+    return judge
