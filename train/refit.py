@@ -42,9 +42,7 @@ class Seen:
     """Layer -> `[B, T, H]` in bfloat16."""
 
 
-def refit(
-    model: Model, corpus: Corpus, prompt: Prompt, config: Config, settings: Refit
-) -> Model:
+def refit(model: Model, corpus: Corpus, prompt: Prompt, config: Config, settings: Refit) -> Model:
     """The model with new heads on the layer that the settings name."""
     seed, layers = config.training.seed, (settings.layer,)
     heads = fitted(model, corpus, prompt, settings, seed, layers)

@@ -68,17 +68,17 @@ def test_the_threshold_has_the_best_f1() -> None:
     )
 
 
-def test_the_threshold_spares_ordinary_sentences() -> None:
+def test_the_threshold_is_the_lowest_that_spares_ordinary_sentences() -> None:
     own = judged(logit([0.205, 0.405, 0.7, 0.9]), np.array([0, 1, 1, 1]))
-    # Three of 400 ordinary sentences score 0.505: more than half a per cent.
-    ordinary = judged(logit([0.02] * 397 + [0.505] * 3), np.zeros(400))
+    # Three of 200 ordinary sentences score 0.505: more than one per cent.
+    ordinary = judged(logit([0.02] * 197 + [0.505] * 3), np.zeros(200))
     assert calibrate._threshold(own, ordinary, 1.0, 0.0) == 0.51
-    # Two of 400 are half a per cent.
-    fewer = judged(logit([0.02] * 398 + [0.505] * 2), np.zeros(400))
-    assert calibrate._threshold(own, fewer, 1.0, 0.0) == 0.21
+    # Two of 200 are one per cent.
+    fewer = judged(logit([0.02] * 198 + [0.505] * 2), np.zeros(200))
+    assert calibrate._threshold(own, fewer, 1.0, 0.0) == 0.05
     # Unsafe texts of that set do not count as ordinary.
-    unsafe = judged(logit([0.02] * 397 + [0.505] * 3), np.array([0] * 397 + [1] * 3))
-    assert calibrate._threshold(own, unsafe, 1.0, 0.0) == 0.21
+    unsafe = judged(logit([0.02] * 197 + [0.505] * 3), np.array([0] * 197 + [1] * 3))
+    assert calibrate._threshold(own, unsafe, 1.0, 0.0) == 0.05
 
 
 def test_where_every_threshold_flags_too_much_the_highest_is_taken() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from srllm_guard.models.bundle import HASHED, Bundle
 from srllm_guard.prompt import Prompt
 from srllm_guard.runtime import tokenizer
 from tests.train.conftest import CONFIG
+from train import recalibrate
 from train.config import Config
 from train.corpus import corpus
 from train.run import main
@@ -194,3 +196,19 @@ def test_csv_and_pairs_lie_in_the_data_folder(
     hashes = data_hashes(more, tmp_path, authored)
     assert hashes["csv"] == hashlib.sha256(table.read_bytes()).hexdigest()
     assert set(hashes) == {"csv", "pairs", "cmd"}
+
+
+def test_a_bundle_is_recalibrated_in_place(
+    out: Path, base: Path, authored: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(out / "bundle", folder)
+    before = Bundle.load(folder)
+    (tmp_path / "tiny.toml").write_text(CONFIG)
+    arguments = [str(tmp_path / "tiny.toml"), str(folder), "--base", str(base)]
+    assert recalibrate.main([*arguments, "--authored", str(authored)]) == 0
+    after = Bundle.load(folder).manifest
+    assert after.files == before.manifest.files  # the weights are as they were
+    assert after.calibration.threshold == pytest.approx(
+        before.manifest.calibration.threshold, abs=0.05
+    )

@@ -1,0 +1,75 @@
+"""Fit the calibration of a bundle anew, its weights as they are.
+
+    python -m train.recalibrate train/configs/smollm2_135m.toml BUNDLE --data DATA
+
+For another rule, or for dev data that is closer to what a guard will see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from srllm_guard.engines.loading import load_heads
+from srllm_guard.errors import GuardError
+from srllm_guard.models.bundle import ADAPTER, Bundle
+from srllm_guard.models.store import find_base
+from srllm_guard.prompt import Prompt
+from train.calibrate import calibrate
+from train.config import Config
+from train.corpus import corpus
+from train.model import build
+from train.package import write_bundle
+from train.run import AUTHORED
+
+log = logging.getLogger("train")
+
+
+def recalibrate(
+    config: Config, folder: Path, data: Path | None, authored: Path, base: Path | None
+) -> None:
+    """Write the bundle in `folder` again with a calibration fitted on the dev splits.
+
+    Raises:
+        GuardError: the bundle, its base or the data cannot be used.
+    """
+    bundle = Bundle.load(folder)
+    weights = find_base(config.base, base)
+    model = build(config, weights)
+    set_peft_model_state_dict(model.language, load_file(folder / ADAPTER))
+    heads = load_heads(bundle, model.heads.config.hidden)
+    model = model.with_heads(heads, bundle.manifest.layer)
+    prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
+    found = corpus(config, data, authored)
+    calibration, metrics = calibrate(model, prompt, found)
+    write_bundle(folder, model, config, calibration, metrics, data=data, authored=authored)
+    log.info("threshold %s, was %s", calibration.threshold, bundle.manifest.calibration.threshold)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse arguments and recalibrate; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--authored", type=Path, default=AUTHORED)
+    parser.add_argument("--base", type=Path)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config = Config.from_toml(args.config)
+        recalibrate(config, args.bundle, args.data, args.authored, args.base)
+    except GuardError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
