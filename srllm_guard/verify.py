@@ -61,6 +61,24 @@ a an and are as at be but by for from he her him his i if in is it its just like
 she so that the their them they this to up us was we were with you your
 """
 _FUNCTION = frozenset(_SAYS_NOTHING.split())
+_SAYS_HOW_MUCH = "too so very just all always really only quite never such more most"
+_DEGREES = frozenset(_SAYS_HOW_MUCH.split())
+    [
+        "too",
+        "so",
+        "very",
+        "just",
+        "all",
+        "always",
+        "really",
+        "only",
+        "quite",
+        "never",
+        "such",
+        "more",
+        "most",
+    ]
+)
 _FIRST_PERSON = frozenset({"i", "we", "me", "us", "i'd", "i'll", "we'd", "we'll"})
 _GROUPS = (
     r"(?:wom[ae]n|m[ae]n|girls?|boys?|females?|males?|ladies|guys|blacks?|whites?|asians?|latinos?"
@@ -88,9 +106,10 @@ def faults(
         context: the text around the segment, whose names are known.
 
     Returns:
-        Short reasons: "empty", "unchanged", "meta_talk", "length", "kept_phrase", "lost_<kind>",
-        "lost_name", "invented_number", "invented_name", "invented_reason", "invented_content",
-        "negation_lost", "negation_added", "compares_groups", "repeats_context", "garbled".
+        Short reasons: "empty", "unchanged", "meta_talk", "length", "kept_phrase", "kept_claim",
+        "lost_<kind>", "lost_name", "invented_number", "invented_name", "invented_reason",
+        "invented_content", "negation_lost", "negation_added", "compares_groups",
+        "repeats_context", "garbled".
     """
     if not rewrite.strip():
         return ("empty",)
@@ -109,6 +128,7 @@ def faults(
         "meta_talk": _META.search(rewrite) and not _META.search(source),
         "length": not _fitting(source, rewrite, policy),
         "kept_phrase": any(_kept(*phrase, rewrite) for phrase in phrases),
+        "kept_claim": _keeps_claim([text for text, kind in phrases if kind == "bias"], rewrite),
         # A small model explains what it cannot know: no reason that was not given before.
         "invented_reason": _REASON.search(rewrite) and not _ANY_REASON.search(source),
         "invented_content": len(new) > MOST_NEW + _flagged(source, marks),
@@ -163,6 +183,15 @@ def _kept(phrase: str, category: str, rewrite: str) -> bool:
     if _FUNCTION.issuperset(wanted) or (width == 1 and category == "bias"):
         return False
     return any(words[n : n + width] == wanted for n in range(len(words) - width + 1))
+
+
+def _keeps_claim(phrases: Sequence[str], rewrite: str) -> bool:
+    """Whether a prejudice is only said in other order: all of its words are still there.
+
+    Compared by the first letters, so that "too emotional" is found again in "emotionally ready".
+    """
+    claim = {word[:6] for phrase in phrases for word in _stems(phrase) - _FUNCTION - _DEGREES}
+    return len(claim) > 1 and claim <= {word[:6] for word in _stems(rewrite)}
 
 
 def _names(source: str, rewrite: str, marks: Sequence[Range], context: str) -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from srllm_guard.models.bundle import Bundle
 from srllm_guard.prompt import Prompt
 from tests.train.conftest import CONFIG
-from train import refit
+from train import detection, refit
 from train.config import Config, Refit
 from train.corpus import corpus
 from train.model import build
@@ -38,9 +38,9 @@ def test_new_heads_learn_and_the_adapter_stands_still(
         after = refit.refit(model, found, prompt, config, settings)
         assert after.layer == 2
         after.eval()
-        batch = refit.detection.collate(refit.detection.items(found.train["cmd"], prompt, 5))
+        batch = detection.collate(detection.items(found.train["cmd"], prompt, 5))
         with torch.no_grad():
-            return refit.detection.loss(*after.judge(batch), batch).total.item()
+            return detection.loss(*after.judge(batch), batch).total.item()
 
     assert loss(20) < 0.8 * loss(1)
     for name, value in model.language.state_dict().items():

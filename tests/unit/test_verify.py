@@ -368,3 +368,11 @@ def test_a_neighbour_said_again_is_no_rewrite() -> None:
         wrong = found(source, rewrite, "bunch of morons", context=around)
         assert ("repeats_context" in wrong) == (rewrite == "Lunch is at noon.")
     assert found(source, "What a group.", "bunch of morons", context=around) == set()
+
+
+def test_a_claim_in_another_order_is_kept() -> None:
+    source = "Women are too emotional to lead."
+    hedged = "I don't think women are emotionally ready to lead."
+    assert "kept_claim" in found(source, hedged, "Women are too emotional")
+    assert "kept_claim" not in found(source, "Women can lead.", "Women are too emotional")
+    assert "kept_claim" not in found("Women drive badly.", "Women drive.", "Women")
