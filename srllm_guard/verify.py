@@ -63,22 +63,6 @@ she so that the their them they this to up us was we were with you your
 _FUNCTION = frozenset(_SAYS_NOTHING.split())
 _SAYS_HOW_MUCH = "too so very just all always really only quite never such more most"
 _DEGREES = frozenset(_SAYS_HOW_MUCH.split())
-    [
-        "too",
-        "so",
-        "very",
-        "just",
-        "all",
-        "always",
-        "really",
-        "only",
-        "quite",
-        "never",
-        "such",
-        "more",
-        "most",
-    ]
-)
 _FIRST_PERSON = frozenset({"i", "we", "me", "us", "i'd", "i'll", "we'd", "we'll"})
 _GROUPS = (
     r"(?:wom[ae]n|m[ae]n|girls?|boys?|females?|males?|ladies|guys|blacks?|whites?|asians?|latinos?"
