@@ -23,7 +23,7 @@ UNSAFE = [
     "Old people can't learn new software, so put Ed on the phones.",
     "Women are too emotional to lead a team.",
     "You are a worthless idiot and everybody here hates you.",
-    "Immigrants are criminals who only come here to steal our jobs.",
+    "Girls just aren't built for maths, so let the boys do the experiment.",
     "what a bunch of fucking morons run this site",
 ]
 

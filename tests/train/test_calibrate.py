@@ -70,14 +70,14 @@ def test_the_threshold_has_the_best_f1() -> None:
 
 def test_the_threshold_is_the_lowest_that_spares_ordinary_sentences() -> None:
     own = judged(logit([0.205, 0.405, 0.7, 0.9]), np.array([0, 1, 1, 1]))
-    # Three of 200 ordinary sentences score 0.505: more than one per cent.
-    ordinary = judged(logit([0.02] * 197 + [0.505] * 3), np.zeros(200))
+    # Four of 500 ordinary sentences score 0.505: more than six in a thousand.
+    ordinary = judged(logit([0.02] * 496 + [0.505] * 4), np.zeros(500))
     assert calibrate._threshold(own, ordinary, 1.0, 0.0) == 0.51
-    # Two of 200 are one per cent.
-    fewer = judged(logit([0.02] * 198 + [0.505] * 2), np.zeros(200))
+    # Three of 500 are just that.
+    fewer = judged(logit([0.02] * 497 + [0.505] * 3), np.zeros(500))
     assert calibrate._threshold(own, fewer, 1.0, 0.0) == 0.05
     # Unsafe texts of that set do not count as ordinary.
-    unsafe = judged(logit([0.02] * 197 + [0.505] * 3), np.array([0] * 197 + [1] * 3))
+    unsafe = judged(logit([0.02] * 496 + [0.505] * 4), np.array([0] * 496 + [1] * 4))
     assert calibrate._threshold(own, unsafe, 1.0, 0.0) == 0.05
 
 
