@@ -32,8 +32,9 @@ from train.model import Model
 Floats = np.ndarray[Any, Any]
 
 ORDINARY = 0.006
-"""Largest share of ordinary sentences that the threshold may flag: three texts in a hundred, where a
-text has five."""
+"""Largest share of ordinary sentences that the threshold may flag.
+
+Where a text has five of them, three texts in a hundred are flagged."""
 
 NOISY = ("edos",)
 """Sources whose safe dev examples are safe in one respect only."""

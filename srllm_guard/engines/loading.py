@@ -121,8 +121,10 @@ def merge_adapter(model: Any, folder: Path) -> None:
                     f"the adapter changes {(b.shape[0], a.shape[1])}.",
                     hint=OTHER_BASE,
                 )
-            update = (b.float() @ a.float()) * scale
-            weight.copy_((weight.float() + update.to(weight.device)).to(weight.dtype))
+            # In place where the weights are float32 already: each is touched once.
+            merged = weight if weight.dtype == torch.float32 else weight.float()
+            down, up = a.to(weight.device, torch.float32), b.to(weight.device, torch.float32)
+            weight.copy_(merged.addmm_(up, down, alpha=scale))
 
 
 def load_heads(bundle: Bundle, hidden: int) -> DetectionHeads:
