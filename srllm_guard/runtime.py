@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,18 +68,23 @@ def load(
     if engine not in (None, *ENGINES):
         raise ConfigError(f"Unknown engine {engine!r}.", hint=f"Known: {', '.join(ENGINES)}.")
     bundle = find_bundle(model)
-    # Reading the language detector mostly waits for the disk; the weights need the processor.
-    threading.Thread(target=preload, name="srllm-guard-language", daemon=True).start()
     weights = find_base(bundle.manifest.base, base)
-    from srllm_guard.engines.reference import ReferenceEngine
+    manifest = bundle.manifest
+    # Tokenizer and language detector are read while the engine's packages are imported.
+    with ThreadPoolExecutor(2, "srllm-guard-load") as pool:
+        words = pool.submit(tokenizer, weights)
+        pool.submit(preload)
+        from srllm_guard.engines.reference import ReferenceEngine
 
+        running = ReferenceEngine(bundle, weights, device, four_bit=four_bit)
+        prompt = Prompt(words.result(), manifest.prompt)
     return Runtime(
-        engine=ReferenceEngine(bundle, weights, device, four_bit=four_bit),
-        prompt=Prompt(tokenizer(weights), bundle.manifest.prompt),
-        calibration=bundle.manifest.calibration,
-        bundle=f"{bundle.manifest.name} {bundle.manifest.version}",
+        engine=running,
+        prompt=prompt,
+        calibration=manifest.calibration,
+        bundle=f"{manifest.name} {manifest.version}",
         bundle_hash=bundle.hash,
-        base_hash=bundle.manifest.base.sha256 or bundle.manifest.base.id,
+        base_hash=manifest.base.sha256 or manifest.base.id,
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from srllm_guard.engines.heads import DetectionHeads, HeadsConfig
 from srllm_guard.errors import BundleError, ConfigError, MissingExtra
@@ -67,7 +66,7 @@ def load_model(bundle: Bundle, base: Path, device: torch.device, four_bit: bool)
             bnb_4bit_compute_dtype=options["dtype"],
         )
         options["device_map"] = {"": device.type if device.index is None else device.index}
-    model: Any = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, **options)
+    model: Any = _model_class(base).from_pretrained(base, local_files_only=True, **options)
     model.generation_config.eos_token_id = None
     if four_bit:
         try:
@@ -80,6 +79,15 @@ def load_model(bundle: Bundle, base: Path, device: torch.device, four_bit: bool)
             raise BundleError("The adapter does not fit this base.", hint=OTHER_BASE) from error
     merge_adapter(model, bundle.folder)
     return model.to(device).eval()
+
+
+def _model_class(base: Path) -> Any:
+    """The class that config.json names: importing it alone is quicker than the auto classes."""
+    import transformers
+
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    name = next(iter(config.get("architectures") or ()), "")
+    return getattr(transformers, name, None) or transformers.AutoModelForCausalLM
 
 
 def merge_adapter(model: Any, folder: Path) -> None:
