@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import random
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,6 +19,7 @@ import numpy as np
 from benchmarks.metrics import bootstrap_interval
 from srllm_guard import Policy
 from srllm_guard.runtime import Runtime, load
+from train.revision import revision
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ def header(
         "benchmark": name,
         "command": command(args, name),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "revision": _revision(),
+        "revision": revision(),
         "seed": args.seed,
         "model": dict(info),
         "hardware": hardware(),
@@ -225,18 +225,6 @@ def _processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _revision() -> str:
-    """The code's git revision, marked if it was changed since; empty outside of git."""
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(  # noqa: S603
-            words, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _digest(path: Path) -> str:

@@ -53,7 +53,8 @@ def corpus(config: Config, data: Path | None, authored: Path) -> finetune.Corpus
 
 def names(config: Config) -> list[str]:
     """The sources of a configuration, each once."""
-    return list(dict.fromkeys((*config.data.rewriting, *config.data.detection)))
+    again = () if config.refit is None else config.refit.detection
+    return list(dict.fromkeys((*config.data.rewriting, *config.data.detection, *again)))
 
 
 def place(config: Config, name: str, data: Path | None, authored: Path) -> Path | str:

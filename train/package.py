@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from srllm_guard.models.bundle import (
 from train.config import Config
 from train.corpus import files, names
 from train.model import Model
+from train.revision import revision
 from train.sources import HUB_DATASET
 
 CARD = """\
@@ -93,7 +93,7 @@ def write_bundle(
             "seed": config.training.seed,
             "epochs": config.training.epochs,
             "data": data_hashes(config, data, authored),
-            "revision": _revision(),
+            "revision": revision(),
         },
         metrics={"dev": metrics},
     )
@@ -130,18 +130,6 @@ def _name_base(path: Path, base: Base) -> None:
     if isinstance(content.get("target_modules"), list):
         content["target_modules"].sort()  # PEFT keeps a set; a sorted list hashes the same
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _revision() -> str:
-    """The code's git revision, with a mark if it was changed since; empty outside of git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(  # noqa: S603 - nothing of it comes from outside
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _card(config: Config, calibration: Calibration, manifest: Manifest) -> str:

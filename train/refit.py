@@ -66,14 +66,15 @@ def fitted(
         for turn in range(settings.authored_turns if name == "cmd" else 1):
             examples = drawn(corpus.train[name], most, seed + turn)
             items += detection.items(examples, prompt, seed + turn)
-    train = [see(model, group, layers) for group in tqdm(by_length(items, len, TOKENS, seed))]
+    trunk = Trunk(model.language.get_base_model().model, max(layers))
+    train = [see(trunk, group, layers) for group in tqdm(by_length(items, len, TOKENS, seed))]
     own = by_length(detection.items(corpus.dev["cmd"], prompt, 0, most=1), len, TOKENS, 0)
     heads = {layer: DetectionHeads(model.heads.config) for layer in layers}
     optimizers = {
         layer: torch.optim.AdamW(each.parameters(), lr=settings.lr, weight_decay=0.05)
         for layer, each in heads.items()
     }
-    dev = {id(group): see(model, group, layers) for group in own}
+    dev = [see(trunk, group, layers) for group in own]
     total, step = settings.epochs * len(train), 0
     for epoch in range(settings.epochs):
         random.Random(seed + epoch).shuffle(train)
@@ -84,16 +85,15 @@ def fitted(
                 _one_step(each.train(), seen, layer, optimizers[layer])
             step += 1
         for layer, each in heads.items():
-            found = judged(own, _judge(each.eval(), layer, [dev[id(group)] for group in own]))
+            found = judged(own, _judge(each.eval(), layer, dev))
             log.info("layer %d, epoch %d, authored dev: %s", layer, epoch + 1, found.figures())
     return heads
 
 
-def see(model: Model, items: Sequence[detection.Item], layers: Sequence[int]) -> Seen:
-    """Run the finished model over a batch and keep the states of `layers`."""
-    trunk = Trunk(model.language.get_base_model().model, max(layers))
+def see(trunk: Trunk, items: Sequence[detection.Item], layers: Sequence[int]) -> Seen:
+    """Run the finished model, as far as it is needed, over a batch and keep states of `layers`."""
     batch = detection.collate(items)
-    device = next(model.heads.parameters()).device
+    device = next(trunk.parameters()).device
     with torch.no_grad(), precision(device):
         states = trunk.decoder(
             input_ids=batch.ids.to(device), use_cache=False, output_hidden_states=True

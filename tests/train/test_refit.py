@@ -9,7 +9,7 @@ from srllm_guard.prompt import Prompt
 from tests.train.conftest import CONFIG
 from train import detection, refit
 from train.config import Config, Refit
-from train.corpus import corpus
+from train.corpus import corpus, names
 from train.model import build
 from train.run import main
 
@@ -55,3 +55,8 @@ def test_the_bundle_names_the_layer_of_the_new_heads(
     assert main([*arguments, "--out", str(tmp_path / "out"), "--threads", "1"]) == 0
     torch.set_flush_denormal(False)
     assert Bundle.load(tmp_path / "out" / "bundle").manifest.layer == 1
+
+
+def test_a_source_that_only_the_new_heads_read_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(CONFIG + REFIT + "edos = 5\n")
+    assert names(Config.from_toml(tmp_path / "tiny.toml")) == ["cmd", "edos"]
