@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from difflib import SequenceMatcher
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -17,6 +18,17 @@ from srllm_guard.text.protect import missing, protected
 Array = NDArray[Any]
 Interval = tuple[float, float]
 Range = tuple[int, int]
+
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|none|nobody|nothing|neither|nor|cannot|without|\w+n['’]t|[dw]ont|cant|aint)\b",
+    re.IGNORECASE,
+)
+
+_NAME = re.compile(r"\b[A-Z][a-z]+\b")
+_START = re.compile(r"(?:^|[.!?:;…\n\"“(*•>-])\s*([A-Z][a-z]+)\b")
+_CAPITALS = frozenset(
+    {"I", "God", "Please", "The", "A", "An", "It", "We", "You", "They", "He", "She"}
+)
 
 ROUNDS = 500
 """Resamples of a bootstrap."""
@@ -75,10 +87,64 @@ def chrf_signature() -> str:
     return str(scorer.get_signature())
 
 
+def bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float | None:
+    """Corpus BLEU (Papineni et al., 2002), 0..1, by sacrebleu's defaults; None of nothing."""
+    if not outputs:
+        return None
+    width = max(len(each) for each in references)
+    # sacrebleu wants as many references for all; it skips None.
+    columns = [[each[n] if n < len(each) else None for each in references] for n in range(width)]
+    score = import_module("sacrebleu.metrics").BLEU().corpus_score(list(outputs), columns)
+    return float(score.score) / 100
+
+
+def flips_negation(source: str, output: str, references: Sequence[str]) -> bool:
+    """Whether a negation came or went that neither the source nor a reference has.
+
+    Only whether the number of negations is odd counts: two of them say the same as none.
+    """
+    known = {_negations(text) % 2 for text in (source, *references)}
+    return _negations(output) % 2 not in known
+
+
+def words_changed(source: str, output: str, edits: Sequence[tuple[Range, Range]]) -> float:
+    """Share of the words outside of the edits that are not the same.
+
+    `edits` are pairs of ranges, in the source and in the output.
+    """
+    left = without_ranges(source, [edit[0] for edit in edits]).split()
+    right = without_ranges(output, [edit[1] for edit in edits]).split()
+    same = sum(
+        size
+        for *_, size in SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
+    )
+    return 1 - same / len(left) if left else float(bool(right))
+
+
+def calibration_error(unsafe: Array, chances: Array, bins: int = 15) -> float | None:
+    """Expected calibration error (Guo et al., 2017) of chances `[N]`, over bins of equal width."""
+    if not len(unsafe):
+        return None
+    rows = np.minimum((np.asarray(chances) * bins).astype(int), bins - 1)
+    gaps = [
+        abs(float(chances[rows == n].mean() - unsafe[rows == n].mean())) * float((rows == n).mean())
+        for n in range(bins)
+        if (rows == n).any()
+    ]
+    return sum(gaps)
+
+
 def kept_facts(source: str, output: str) -> tuple[int, int]:
     """How many numbers, dates, addresses and the like `output` kept, and how many `source` has."""
     total = len(protected(source))
     return total - len(missing(source, output)), total
+
+
+def names(text: str) -> set[str]:
+    """Words with a capital that begin no sentence, without possessive; a rough idea of names."""
+    found = (m.group() for m in _NAME.finditer(text))
+    starts = {m.group(1) for m in _START.finditer(text)}
+    return {word for word in found if word not in starts and word not in _CAPITALS}
 
 
 def phrases_gone(output: str, phrases: Iterable[str]) -> bool:
@@ -91,7 +157,11 @@ def phrases_gone(output: str, phrases: Iterable[str]) -> bool:
 def without_ranges(text: str, ranges: Iterable[Range]) -> str:
     """Delete ranges from a text; white space that stood around them becomes one blank."""
     gone = _characters(ranges)
-    kept = "".join("\0" if n in gone else letter for n, letter in enumerate(text))
+    return closed_up("".join("\0" if n in gone else letter for n, letter in enumerate(text)))
+
+
+def closed_up(kept: str) -> str:
+    """A text without its NULs, which stand for what was deleted, and the white space around."""
     return re.sub(r"[^\S\n]*\0+(?:\s*\0+)*[^\S\n]*", " ", kept).strip()
 
 
@@ -124,6 +194,10 @@ def bootstrap_interval(
             values.append(value)
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)
+
+
+def _negations(text: str) -> int:
+    return len(_NEGATION.findall(text))
 
 
 def _both(unsafe: Array) -> bool:

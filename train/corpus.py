@@ -31,12 +31,13 @@ def corpus(config: Config, data: Path | None, authored: Path) -> finetune.Corpus
     Raises:
         ConfigError: a source needs the data folder and none was given, or it lacks the source.
     """
+    options = sources.Options(edos_negatives=config.data.edos_negatives)
     train: dict[str, list[Example]] = {}
     dev: dict[str, list[Example]] = {}
     for name in names(config):
         where = place(config, name, data, authored)
         try:
-            train[name] = sources.load(where, name, "train")
+            train[name] = sources.load(where, name, "train", options)
             dev[name] = sources.load(where, name, "dev", DEV)
         except FileNotFoundError as error:
             raise ConfigError(

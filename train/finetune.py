@@ -22,7 +22,7 @@ from srllm_guard.errors import ConfigError
 from srllm_guard.prompt import Prompt
 from train import checkpoint, detection, rewriting
 from train.batching import by_length
-from train.config import Config
+from train.config import Config, Training
 from train.example import Example
 from train.model import Model, optimizer
 
@@ -59,9 +59,11 @@ def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[S
     judged: list[Example] = []
     for name, most in config.data.detection.items():
         judged += drawn(corpus.train[name], most, seed)
-    windows = [
-        item for item in detection.items(judged, prompt, seed) if len(item) <= settings.max_length
-    ]
+    windows = detection.items(judged, prompt, seed)
+    own = corpus.train["cmd"] if "cmd" in config.data.detection else []
+    for turn in range(1, config.data.authored_turns):
+        windows += detection.items(own, prompt, seed + turn)
+    windows = [item for item in windows if len(item) <= settings.max_length]
     left = by_length(pairs, len, settings.rewriting_tokens, seed)
     right = by_length(windows, len, settings.detection_tokens, seed)
     count = len(left) or len(right)
@@ -109,7 +111,7 @@ def train(
     bar = tqdm(total=total, initial=state.step, unit="step")
     left = _steps(first, corpus, prompt, config, state.step, total)
     for (number, step), last in _marking_last(left):
-        if _stopped(state, settings.patience):
+        if _stopped(state, settings):
             break
         factor = _schedule(number, total, settings.warmup, settings.schedule)
         for group, rate in zip(optim.param_groups, rates, strict=True):
@@ -129,7 +131,7 @@ def train(
         state.history.append({"step": number, **row})
         bar.update()
         bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()})
-        if state.step % settings.save_every == 0 or last or _stopped(state, settings.patience):
+        if state.step % settings.save_every == 0 or last or _stopped(state, settings):
             checkpoint.save(folder, model, optim, state)
     bar.close()
     if settings.patience:
@@ -138,8 +140,9 @@ def train(
     return state.history
 
 
-def _stopped(state: checkpoint.Progress, patience: int) -> bool:
-    return bool(patience) and state.since_best >= patience
+def _stopped(state: checkpoint.Progress, settings: Training) -> bool:
+    worse = settings.patience and state.since_best >= settings.patience
+    return bool(worse or (settings.stop and state.step >= settings.stop))
 
 
 def _steps(

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from srllm_guard.engines.heads import DetectionHeads, HeadsConfig
+from srllm_guard.engines.loading import load_heads
 from srllm_guard.engines.trunk import Trunk
-from srllm_guard.errors import MissingExtra
+from srllm_guard.errors import ConfigError, MissingExtra
+from srllm_guard.models.bundle import ADAPTER, Bundle
 from train import detection, rewriting
 from train.config import Config
 
@@ -83,6 +86,38 @@ def build(config: Config, base: Path) -> Model:
         hidden=language.config.hidden_size, dim=config.heads.dim, blocks=config.heads.blocks
     )
     return Model(get_peft_model(language, lora), heads, config.heads.layer)
+
+
+def load(config: Config, bundle: Bundle, base: Path) -> Model:
+    """The model of a bundle, to train further or to calibrate anew.
+
+    Raises:
+        ConfigError: the bundle has another base or prompt, or an adapter of another shape.
+    """
+    from peft import set_peft_model_state_dict
+
+    manifest = bundle.manifest
+    if (manifest.base.id, manifest.prompt) != (config.base.id, config.prompt):
+        raise ConfigError(
+            f"The bundle {bundle.folder.name} is for {manifest.base.id} and {manifest.prompt}, "
+            f"{config.name} for {config.base.id} and {config.prompt}.",
+            hint="Start from a bundle of the same base and prompt.",
+        )
+    model = build(config, base)
+    try:
+        found: Any = set_peft_model_state_dict(model.language, load_file(bundle.folder / ADAPTER))
+    except RuntimeError as error:  # a rank that is not the configuration's
+        raise ConfigError(
+            f"The adapter of {bundle.folder.name} is not as [lora] of {config.name} says.",
+            hint="Use the settings that the bundle was trained with.",
+        ) from error
+    if found.unexpected_keys:
+        raise ConfigError(
+            f"The adapter of {bundle.folder.name} has parts that [lora] of {config.name} lacks.",
+            hint="Use the settings that the bundle was trained with.",
+        )
+    heads = load_heads(bundle, model.heads.config.hidden)
+    return model.with_heads(heads, manifest.layer)
 
 
 def _four_bit(config: Config) -> Any:

@@ -72,8 +72,12 @@ def write_bundle(
     *,
     data: Path | None,
     authored: Path,
+    start: str | None = None,
 ) -> Path:
-    """Write the bundle into `folder` and return it. Weights are stored as float16."""
+    """Write the bundle into `folder` and return it. Weights are stored as float16.
+
+    `start` is the hash of the bundle that training started from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model.language.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     _halve(folder / ADAPTER)
@@ -94,6 +98,7 @@ def write_bundle(
             "epochs": config.training.epochs,
             "data": data_hashes(config, data, authored),
             "revision": revision(),
+            "start": start,
         },
         metrics={"dev": metrics},
     )

@@ -12,19 +12,16 @@ import logging
 import sys
 from pathlib import Path
 
-from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from srllm_guard.engines.loading import load_heads
 from srllm_guard.errors import GuardError
-from srllm_guard.models.bundle import ADAPTER, Bundle
+from srllm_guard.models.bundle import Bundle
 from srllm_guard.models.store import find_base
 from srllm_guard.prompt import Prompt
 from train.calibrate import calibrate
 from train.config import Config
 from train.corpus import corpus
-from train.model import build
+from train.model import load
 from train.package import write_bundle
 from train.run import AUTHORED
 
@@ -41,10 +38,7 @@ def recalibrate(
     """
     bundle = Bundle.load(folder)
     weights = find_base(config.base, base)
-    model = build(config, weights)
-    set_peft_model_state_dict(model.language, load_file(folder / ADAPTER))
-    heads = load_heads(bundle, model.heads.config.hidden)
-    model = model.with_heads(heads, bundle.manifest.layer)
+    model = load(config, bundle, weights)
     prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
     found = corpus(config, data, authored)
     calibration, metrics = calibrate(model, prompt, found)

@@ -19,13 +19,14 @@ import torch
 from tokenizers import Tokenizer
 
 from srllm_guard.errors import GuardError
+from srllm_guard.models.bundle import Bundle
 from srllm_guard.models.store import find_base
 from srllm_guard.prompt import Prompt
 from train import finetune
 from train.calibrate import calibrate
 from train.config import Config
 from train.corpus import corpus
-from train.model import build
+from train.model import build, load
 from train.package import write_bundle
 from train.plots import loss_curves
 from train.refit import refit
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--authored", type=Path, default=AUTHORED, help="folder of CMD records")
     parser.add_argument("--base", type=Path, help="folder of the base weights")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--start", type=Path, help="bundle whose weights are trained further")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -61,19 +63,32 @@ def main(argv: list[str] | None = None) -> int:
     keep_memory()
     torch.set_flush_denormal(True)
     try:
-        run(args.config, args.data, args.authored, args.base, args.out)
+        run(args.config, args.data, args.authored, args.base, args.out, args.start)
     except (GuardError, SchemaError) as error:
         log.error("%s", error)
         return 1
     return 0
 
 
-def run(config_path: Path, data: Path | None, authored: Path, base: Path | None, out: Path) -> Path:
-    """Train, calibrate and write the bundle; returns its folder."""
+def run(
+    config_path: Path,
+    data: Path | None,
+    authored: Path,
+    base: Path | None,
+    out: Path,
+    start: Path | None = None,
+) -> Path:
+    """Train, calibrate and write the bundle; returns its folder.
+
+    Without a bundle to start from the adapter and the heads are fresh.
+    """
     config = Config.from_toml(config_path)
     weights = find_base(config.base, base)
     torch.manual_seed(config.training.seed)
-    model = build(config, weights)
+    first = None if start is None else Bundle.load(start)
+    model = build(config, weights) if first is None else load(config, first, weights)
+    if model.layer != config.heads.layer:
+        model = model.with_heads(model.heads, config.heads.layer)
     if torch.cuda.is_available():
         model.to("cuda")
     prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
@@ -84,7 +99,14 @@ def run(config_path: Path, data: Path | None, authored: Path, base: Path | None,
         model = refit(model, found, prompt, config, config.refit)
     calibration, metrics = calibrate(model, prompt, found)
     folder = write_bundle(
-        out / "bundle", model, config, calibration, metrics, data=data, authored=authored
+        out / "bundle",
+        model,
+        config,
+        calibration,
+        metrics,
+        data=data,
+        authored=authored,
+        start=None if first is None else first.hash,
     )
     log.info("bundle: %s", folder)
     return folder

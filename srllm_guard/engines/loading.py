@@ -41,8 +41,10 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def load_model(bundle: Bundle, base: Path, device: torch.device, four_bit: bool) -> Any:
+def load_model(bundle: Bundle | None, base: Path, device: torch.device, four_bit: bool) -> Any:
     """The base with the bundle's adapter: merged, or beside it where the base has 4 bits.
+
+    Without a bundle it is the base alone.
 
     Raises:
         BundleError: adapter and base do not fit.
@@ -68,6 +70,8 @@ def load_model(bundle: Bundle, base: Path, device: torch.device, four_bit: bool)
         options["device_map"] = {"": device.type if device.index is None else device.index}
     model: Any = _model_class(base).from_pretrained(base, local_files_only=True, **options)
     model.generation_config.eos_token_id = None
+    if bundle is None:
+        return (model if four_bit else model.to(device)).eval()
     if four_bit:
         try:
             from peft import PeftModel

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.judges import Embedder, MissingJudge, Profanity
+from benchmarks.embedder import Embedder
+from benchmarks.judges import Davidson, MissingJudge, Profanity, judges
 
 
 def test_profanity_judge_knows_insults() -> None:
@@ -16,6 +19,46 @@ def test_profanity_judge_knows_insults() -> None:
     found = judge.unsafe(["you fucking idiot", "The meeting moved to Tuesday."])
     assert found.tolist() == [True, False]
     assert judge.unsafe([]).shape == (0,)
+
+
+def tweets(path: Path, rows: int = 60) -> Path:
+    """Rows of which every second is offensive, in words that come again."""
+    path.parent.mkdir(parents=True)
+    texts = [
+        {"text": f"you filthy scum, get lost number {n}", "label": "offensive"}
+        if n % 2
+        else {"text": f"the weather at the lake is fine, day {n}", "label": "neither"}
+        for n in range(rows)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    return path
+
+
+def test_the_evaluation_judge_learns_from_its_own_data(tmp_path: Path) -> None:
+    judge = Davidson(tweets(tmp_path / "judge" / "davidson.jsonl"))
+    assert judge.unsafe(["what filthy scum you are", "a fine day at the lake"]).tolist() == [
+        True,
+        False,
+    ]
+    assert judge.unsafe([]).shape == (0,)
+    assert (judge.figures["held_out"], judge.figures["unsafe"]) == (12, 6)
+    assert judge.figures["auroc"] == 1.0
+
+
+def test_judges_without_data_or_keys_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("profanity_check")
+    for key in ("PERSPECTIVE_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(key, raising=False)
+    assert [judge.name for judge in judges(tmp_path)] == ["alt-profanity-check"]
+    tweets(tmp_path / "judge" / "davidson.jsonl")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert [judge.name for judge in judges(tmp_path)] == [
+        "alt-profanity-check",
+        "evaluation judge",
+        "OpenAI moderation",
+    ]
 
 
 @pytest.mark.skipif(

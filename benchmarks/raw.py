@@ -1,0 +1,89 @@
+"""The adapter on its own: each segment that holds a mark is rewritten once, and nothing verified.
+
+What is left of the guard when the ladder is taken away. Marks come from the detector, or from
+people ("gold"), which shows what better detection would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from benchmarks.metrics import Range
+from srllm_guard.engines.base import Request
+from srllm_guard.ladder import SLACK
+from srllm_guard.prompt import left_context
+from srllm_guard.runtime import Runtime
+from srllm_guard.text.segments import Segment, segments
+
+
+def rewritten(
+    runtime: Runtime,
+    texts: Sequence[str],
+    marks: Sequence[Sequence[Range]],
+    batch: int = 16,
+    name: str = "adapter",
+) -> list[str]:
+    """Each text with its marked segments as the adapter rewrites them.
+
+    A rewrite that is cut off at the limit leaves its segment as it was.
+    """
+    jobs = [
+        (number, segment, request(runtime, text, segment, ranges))
+        for number, (text, found) in enumerate(zip(texts, marks, strict=True))
+        for segment, ranges in marked(text, found)
+    ]
+    calls = runtime.gate.open(None)
+    answers: list[str | None] = []
+    with tqdm(total=len(jobs), desc=name, unit="segment") as bar:
+        for start in range(0, len(jobs), batch):
+            part = [job[2] for job in jobs[start : start + batch]]
+            found = calls.generate(part)
+            answers += [runtime.prompt.decode(f.ids).strip() if f.finished else None for f in found]
+            bar.update(len(part))
+    outputs = list(texts)
+    # From the end of each text, so that offsets stay right.
+    for (number, segment, _), answer in sorted(
+        zip(jobs, answers, strict=True), key=lambda each: -each[0][1].start
+    ):
+        if answer is not None:
+            text = outputs[number]
+            outputs[number] = text[: segment.start] + answer + text[segment.end :]
+    return outputs
+
+
+def marked(text: str, ranges: Sequence[Range]) -> list[tuple[Segment, list[Range]]]:
+    """The prose segments that hold part of a range, with the ranges at offsets of the segment."""
+    found = []
+    for segment in segments(text):
+        inside = [
+            (max(start, segment.start) - segment.start, min(end, segment.end) - segment.start)
+            for start, end in sorted(ranges)
+            if start < segment.end and segment.start < end
+        ]
+        if inside and segment.kind == "prose":
+            found.append((segment, _apart(inside)))
+    return found
+
+
+def request(runtime: Runtime, text: str, segment: Segment, marks: Sequence[Range]) -> Request:
+    """The request for one greedy rewrite of a segment."""
+    source = text[segment.start : segment.end]
+    prompt = runtime.prompt
+    return Request(
+        prompt=prompt.rewrite(source, marks, left_context(text, segment.start)),
+        stop=frozenset({prompt.end}),
+        limit=2 * len(prompt.encode(source)) + SLACK,
+    )
+
+
+def _apart(ranges: Sequence[Range]) -> list[Range]:
+    """Sorted ranges, those that overlap joined."""
+    found: list[Range] = []
+    for start, end in ranges:
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
