@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from benchmarks.sets import Case, Cases
 from srllm_guard import Guard, Policy
 from srllm_guard.draft import Draft
 from srllm_guard.errors import GuardError
+from srllm_guard.labels import LABELS, RISKS
 from srllm_guard.moderator import Moderator
 from srllm_guard.runtime import Runtime
 
@@ -89,6 +90,8 @@ class Judged:
     """Unsafe phrases in its flagged segments."""
     segments: tuple[tuple[metrics.Range, float, bool], ...]
     """Range, score, and whether it was flagged, of each segment."""
+    labels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """For each CMD label the probabilities of its values; of the whole text, context included."""
 
 
 def judged(case: Case, draft: Draft) -> Judged:
@@ -107,6 +110,7 @@ def judged(case: Case, draft: Draft) -> Judged:
         verified=draft.language.verified,
         spans=tuple(sorted(spans)),
         segments=tuple(((s.start, s.end), verdict.score, flag) for s, verdict, flag in rows),
+        labels={name: getattr(draft.detection, name).probabilities for name in LABELS},
     )
 
 
@@ -121,6 +125,7 @@ def figures(truth: Any, scores: Any, flagged: Any, seed: int) -> dict[str, Any]:
         "f1": measured(metrics.f1, truth, flagged, seed=seed),
         "recall": measured(metrics.share, flagged[truth], seed=seed),
         "false_positive_rate": measured(metrics.share, flagged[~truth], seed=seed),
+        "calibration_error": measured(metrics.calibration_error, truth, scores, seed=seed),
     }
 
 
@@ -141,6 +146,38 @@ def text_level(cases: Sequence[Case], found: Sequence[Judged], seed: int) -> dic
         "span_f1": measured(metrics.share, marked, seed=seed),
         "unverified": metrics.share([not said.verified for said in found]),
     }
+
+
+def label_level(cases: Sequence[Case], found: Sequence[Judged], seed: int) -> dict[str, Any]:
+    """Figures of each CMD label over the texts whose value is known exactly.
+
+    Accuracy and macro F1 are over all values; AP and AUROC tell the first value from the others,
+    for `sentiment` "negative", for the others "no risk" with its complement as the score.
+    """
+    told: dict[str, Any] = {}
+    for name, values in LABELS.items():
+        rows = [
+            (values.index(case.labels[name]), list(said.labels[name].values()))
+            for case, said in zip(cases, found, strict=True)
+            if name in case.labels
+        ]
+        if not rows:
+            continue
+        truth = np.array([row[0] for row in rows])
+        chances = np.array([row[1] for row in rows])  # [N, values]
+        chosen = chances.argmax(1)
+        risk = name in RISKS
+        positive = truth != 0 if risk else truth == 0
+        score = 1 - chances[:, 0] if risk else chances[:, 0]
+        told[name] = {
+            "count": len(rows),
+            "accuracy": measured(metrics.share, chosen == truth, seed=seed),
+            "macro_f1": measured(metrics.macro_f1, truth, chosen, seed=seed),
+            "average_precision": measured(metrics.average_precision, positive, score, seed=seed),
+            "auroc": measured(metrics.auroc, positive, score, seed=seed),
+            "calibration_error": measured(metrics.calibration_error, positive, score, seed=seed),
+        }
+    return told
 
 
 def segment_level(cases: Sequence[Case], found: Sequence[Judged], seed: int) -> dict[str, Any]:
@@ -180,19 +217,24 @@ def single_calls(guard: Guard, texts: Sequence[str]) -> dict[str, float]:
 
 def tables(content: dict[str, Any]) -> list[tuple[str, str]]:
     """The result as Markdown tables with their titles."""
-    columns = ["average_precision", "auroc", "f1", "recall", "false_positive_rate", "span_f1"]
-    columns.append("unverified")
+    columns = ["average_precision", "auroc", "f1", "recall", "false_positive_rate"]
+    columns += ["calibration_error", "span_f1", "unverified"]
     rows = [
         [name, level, row["count"], row["unsafe"], *(row.get(c) for c in columns)]
         for name, levels in content["sets"].items()
         for level, row in levels.items()
     ]
-    head = ["set", "of", "count", "unsafe", "AP", "AUROC", "F1", "recall", "FPR", "span F1"]
-    head.append("unverified")
+    head = ["set", "of", "count", "unsafe", "AP", "AUROC", "F1", "recall", "FPR", "ECE"]
+    head += ["span F1", "unverified"]
+    labels = [[name, *row.values()] for name, row in content["labels"].items()]
     safe = [[name, *row.values()] for name, row in content["ordinary"].items()]
     watch, one = content["time"]["batched"], content["time"]["single"]
     return [
         ("Unsafe against safe", report.table(head, rows)),
+        (
+            "CMD labels, authored texts",
+            report.table(["label", "texts", "accuracy", "macro F1", "AP", "AUROC", "ECE"], labels),
+        ),
         (
             "Safe text",
             report.table(
@@ -231,13 +273,14 @@ def run(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
         drafts = judge.drafts([case.text for case in cases], one.name)
         return cases, [judged(*each) for each in zip(cases, drafts, strict=True)]
 
-    content: dict[str, Any] = {"sets": {}, "ordinary": {}}
+    content: dict[str, Any] = {"sets": {}, "labels": {}, "ordinary": {}}
     for one in sets.detection(args.data, args.authored, args.split):
         cases, found = measure(one)
         content["sets"][one.name] = {"texts": text_level(cases, found, args.seed)}
         if one.name == "authored":
             singles = [case.text for case in cases[:SINGLES]]
             content["sets"][one.name]["segments"] = segment_level(cases, found, args.seed)
+            content["labels"] = label_level(cases, found, args.seed)
     for one in sets.ordinary(args.data, args.authored, args.split):
         content["ordinary"][one.name] = restraint(measure(one)[1], args.seed)
     content["time"] = {

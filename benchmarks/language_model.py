@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -13,11 +13,44 @@ from torch.nn import functional as F
 from srllm_guard.engines.loading import find_device, load_model
 from srllm_guard.models.bundle import Base, Bundle
 from srllm_guard.models.store import find_base
-from srllm_guard.prompt import TEMPLATES
+from srllm_guard.prompt import Prompt
 from srllm_guard.runtime import tokenizer
 
 Turn = tuple[str, str]
 """What the user says and what the assistant answers."""
+
+LONGEST = 512
+"""Most tokens of an answer."""
+
+
+class Chat(NamedTuple):
+    """What stands around the turns in the chat format that a base was tuned on."""
+
+    start: str
+    """Before the instruction."""
+    first: str
+    """Between the instruction and the first text."""
+    answer: str
+    """Between a text and its answer."""
+    again: str
+    """Between an answer and the next text."""
+
+
+CHATS = {
+    "chatml-1": Chat(
+        start="<|im_start|>system\n",
+        first="<|im_end|>\n<|im_start|>user\n",
+        answer="<|im_end|>\n<|im_start|>assistant\n",
+        again="<|im_end|>\n<|im_start|>user\n",
+    ),
+    "llama2-1": Chat(
+        start="<s>[INST] <<SYS>>\n",
+        first="\n<</SYS>>\n\n",
+        answer=" [/INST] ",
+        again=" </s><s>[INST] ",
+    ),
+}
+"""The chat formats by the bundle's prompt format, which belongs to the same family of models."""
 
 
 class LanguageModel:
@@ -42,16 +75,17 @@ class LanguageModel:
         self._model: Any = load_model(bundle if adapter else None, weights, self._device, False)
         self._tokenizer = tokenizer(weights)
         self._tokenizer.encode_special_tokens = False
-        template = TEMPLATES[bundle.manifest.prompt]
-        self._template = template
-        self._end = self._tokenizer.token_to_id(template.end)
+        # Encodes texts: control tokens that they spell are characters and end no turn.
+        self._prompt = Prompt(tokenizer(weights), bundle.manifest.prompt)
+        self._chat = CHATS[bundle.manifest.prompt]
+        self._end = self._prompt.end
 
     def log_likelihoods(self, texts: Sequence[str], batch: int = 16) -> list[tuple[float, int]]:
         """For each text the sum of its tokens' log-likelihoods, in nats, and their number.
 
-        The first token is given the end-of-turn token as its past.
+        The end-of-turn token stands before each text, so that its first token has a past.
         """
-        rows = [[self._end, *self._encode(text)] for text in texts]
+        rows = [[self._end, *self._prompt.encode(text)] for text in texts]
         order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
         found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
         for start in range(0, len(order), batch):
@@ -84,10 +118,10 @@ class LanguageModel:
     ) -> list[str]:
         """Greedy answers to chat prompts: instruction, examples, then the text.
 
-        An answer has at most 256 tokens, or twice the text's and 24.
+        An answer has at most twice the tokens of its text and 24, and at most `LONGEST`.
         """
-        prompts = [self._encode(self._chat(system, shots, text)) for text in texts]
-        limits = [min(256, 2 * len(self._encode(text)) + 24) for text in texts]
+        prompts = [self._asked(system, shots, text) for text in texts]
+        limits = [min(LONGEST, 2 * len(self._prompt.encode(text)) + 24) for text in texts]
         order = sorted(range(len(texts)), key=lambda n: len(prompts[n]))
         found = [""] * len(texts)
         for start in range(0, len(order), batch):
@@ -114,14 +148,15 @@ class LanguageModel:
                 progress.update(len(numbers))
         return found
 
-    def _chat(self, system: str, shots: Sequence[Turn], text: str) -> str:
-        # The chat format that the base was tuned on.
-        turns = [("system", system)]
-        for said, answer in shots:
-            turns += [("user", said), ("assistant", answer)]
-        turns.append(("user", text))
-        spoken = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
-        return spoken + "<|im_start|>assistant\n"
+    def _asked(self, system: str, shots: Sequence[Turn], text: str) -> list[int]:
+        """Ids of a chat that ends where the assistant's answer begins."""
+        chat, said = self._chat, self._prompt.encode
+        ids = [*self._frame(chat.start), *said(system), *self._frame(chat.first)]
+        for example, answer in shots:
+            ids += [*said(example), *self._frame(chat.answer)]
+            ids += [*said(answer), *self._frame(chat.again)]
+        return [*ids, *said(text), *self._frame(chat.answer)]
 
-    def _encode(self, text: str) -> list[int]:
+    def _frame(self, text: str) -> list[int]:
+        """Ids of the format's own words, control tokens among them."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from srllm_guard.text.protect import missing, protected
 
@@ -50,6 +50,15 @@ def f1(unsafe: Array, flagged: Array) -> float | None:
         return None
     hits = float((unsafe.astype(bool) & flagged.astype(bool)).sum())
     return 2 * hits / float(unsafe.sum() + flagged.sum())
+
+
+def macro_f1(truth: Array, chosen: Array) -> float | None:
+    """Mean of the F1 of each class that occurs in the truth `[N]`; None of nothing."""
+    return (
+        float(f1_score(truth, chosen, average="macro", labels=np.unique(truth)))
+        if len(truth)
+        else None
+    )
 
 
 def share(values: Array | Sequence[bool] | Sequence[float]) -> float | None:
@@ -121,17 +130,20 @@ def words_changed(source: str, output: str, edits: Sequence[tuple[Range, Range]]
     return 1 - same / len(left) if left else float(bool(right))
 
 
-def calibration_error(unsafe: Array, chances: Array, bins: int = 15) -> float | None:
-    """Expected calibration error (Guo et al., 2017) of chances `[N]`, over bins of equal width."""
-    if not len(unsafe):
-        return None
+def reliability(unsafe: Array, chances: Array, bins: int = 15) -> list[tuple[float, float, int]]:
+    """Non-empty bins of equal width of chances `[N]`: mean chance, share unsafe, count."""
     rows = np.minimum((np.asarray(chances) * bins).astype(int), bins - 1)
-    gaps = [
-        abs(float(chances[rows == n].mean() - unsafe[rows == n].mean())) * float((rows == n).mean())
+    return [
+        (float(chances[rows == n].mean()), float(unsafe[rows == n].mean()), int((rows == n).sum()))
         for n in range(bins)
         if (rows == n).any()
     ]
-    return sum(gaps)
+
+
+def calibration_error(unsafe: Array, chances: Array) -> float | None:
+    """Expected calibration error (Guo et al., 2017) of chances `[N]`; None of nothing."""
+    rows = reliability(unsafe, chances)
+    return sum(abs(c - u) * n for c, u, n in rows) / len(unsafe) if rows else None
 
 
 def kept_facts(source: str, output: str) -> tuple[int, int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.metrics import Range
+from srllm_guard.labels import LABELS
 from train.example import Example
 from train.schema import Record, json_lines, read_records
 from train.sources import Options, load
@@ -38,6 +39,8 @@ class Case:
     """Where it is unsafe; () if it is not, None if nobody marked it."""
     start: int = 0
     """Where the text that is judged begins; what stands before is context."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """The value of each CMD label that is known exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,10 @@ def _cases(examples: list[Example]) -> tuple[Case, ...]:
         ranges: tuple[Range, ...] | None = None
         if example.spans is not None:
             ranges = tuple((first + start, end + start) for first, end, _ in example.spans)
-        found.append(Case(before + example.text, known == {"yes"}, ranges, start))
+        exact = {
+            n: next(iter(example.labels[n])) for n in LABELS if len(example.labels.get(n, ())) == 1
+        }
+        found.append(Case(before + example.text, known == {"yes"}, ranges, start, exact))
     return tuple(found)
 
 

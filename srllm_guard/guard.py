@@ -130,6 +130,7 @@ class Guard:
         return {
             **self._moderator.provenance.to_dict(),
             "threshold": self._moderator.threshold,
+            "release_threshold": self._moderator.release,
             "prompt": runtime.prompt.template,
             "max_tokens": runtime.engine.max_tokens,
             "engine_info": runtime.engine.info(),

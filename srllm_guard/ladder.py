@@ -70,13 +70,24 @@ class Attempt:
 
 
 class Ladder:
-    """Walks jobs down the rungs of a policy."""
+    """Walks jobs down the rungs of a policy.
 
-    def __init__(self, prompt: Prompt, detector: Detector, policy: Policy, flags: Flags) -> None:
+    Args:
+        prompt: the instruction format.
+        detector: judges replacements in place.
+        policy: rungs, and bounds of the checks.
+        flags: which verdicts are unsafe; a mask holds where there is none.
+        doubts: likewise, and stricter; a rewrite holds where there is none.
+    """
+
+    def __init__(
+        self, prompt: Prompt, detector: Detector, policy: Policy, flags: Flags, doubts: Flags
+    ) -> None:
         self._prompt = prompt
         self._detector = detector
         self._policy = policy
         self._flags = flags
+        self._doubts = doubts
 
     def walk(self, jobs: Sequence[Job], calls: Calls) -> None:
         """Give every job that can be made safe its replacement; the rest keep None.
@@ -195,7 +206,8 @@ class Ladder:
                     job.reasons += [f"{attempt.name}: {reason}" for reason in wrong]
                 else:
                     open_.append((job, rank, text))
-        unsafe = self._judge([(job, text) for job, _, text in open_], calls)
+        bound = self._doubts if attempt.outcome == "rewrite" else self._flags
+        unsafe = self._judge([(job, text) for job, _, text in open_], bound, calls)
         ranked: dict[int, list[tuple[float, float, int, str]]] = {}
         for (job, rank, text), (verdict, flagged) in zip(open_, unsafe, strict=True):
             if flagged:
@@ -219,7 +231,7 @@ class Ladder:
         return faults(job.source, text, job.spans, self._policy, near)
 
     def _judge(
-        self, proposals: Sequence[tuple[Job, str]], calls: Calls
+        self, proposals: Sequence[tuple[Job, str]], bound: Flags, calls: Calls
     ) -> list[tuple[Verdict, bool]]:
         """Detect each replacement in place, between its safe neighbours; say which are unsafe."""
         texts = []
@@ -239,7 +251,7 @@ class Ladder:
             lambda windows: calls.detect(windows, "verify"),
         )
         return [
-            (verdicts[at], self._flags(text, verdicts)[at]) if here else (NOTHING, False)
+            (verdicts[at], bound(text, verdicts)[at]) if here else (NOTHING, False)
             for verdicts, (text, _, at, here) in zip(found, texts, strict=True)
         ]
 

@@ -32,9 +32,11 @@ class Moderator:
     def __init__(self, runtime: Runtime, policy: Policy) -> None:
         self._policy = policy
         self._detector = Detector(runtime.prompt, runtime.calibration, runtime.engine.max_tokens)
-        self._ladder = Ladder(runtime.prompt, self._detector, policy, self._flags)
-        chosen = policy.threshold
-        self.threshold = runtime.calibration.threshold if chosen is None else chosen
+        calibrated = runtime.calibration
+        chosen, release = policy.threshold, policy.release_threshold
+        self.threshold = calibrated.threshold if chosen is None else chosen
+        self.release = min(calibrated.release if release is None else release, self.threshold)
+        self._ladder = Ladder(runtime.prompt, self._detector, policy, self._flags, self._doubts)
         self.provenance = Provenance(
             bundle=runtime.bundle,
             bundle_hash=runtime.bundle_hash,
@@ -108,17 +110,24 @@ class Moderator:
 
     def _flags(self, text: str, verdicts: Sequence[Verdict]) -> list[bool]:
         """Which verdicts on segments of `text` the policy calls unsafe."""
-        flags = [self._unsafe(verdict) for verdict in verdicts]
+        return self._from(self.threshold, text, verdicts)
+
+    def _doubts(self, text: str, verdicts: Sequence[Verdict]) -> list[bool]:
+        """Which verdicts on rewritten segments of `text` are too doubtful to release them."""
+        return self._from(self.release, text, verdicts)
+
+    def _from(self, least: float, text: str, verdicts: Sequence[Verdict]) -> list[bool]:
+        flags = [self._unsafe(verdict, least) for verdict in verdicts]
         if self._policy.protect_quotations and any(flags):
             quoted = [part for part in protected(text, quotations=True) if part.kind == "quotation"]
             pairs = zip(verdicts, flags, strict=True)
             return [flag and not _within(verdict.spans, quoted) for verdict, flag in pairs]
         return flags
 
-    def _unsafe(self, verdict: Verdict) -> bool:
-        return verdict.score >= self.threshold or any(
-            round(1 - verdict.labels[name][0], DIGITS) >= least
-            for name, least in self._policy.label_thresholds.items()
+    def _unsafe(self, verdict: Verdict, least: float) -> bool:
+        return verdict.score >= least or any(
+            round(1 - verdict.labels[name][0], DIGITS) >= chance
+            for name, chance in self._policy.label_thresholds.items()
         )
 
     def _walk(self, repairs: dict[int, Repair], calls: Calls) -> dict[int, str]:

@@ -43,6 +43,9 @@ class Policy:
     threshold: float | None = None
     """A segment is unsafe when its score (0..1) reaches this; None: the threshold that was
     calibrated for the bundle."""
+    release_threshold: float | None = None
+    """A rewritten segment is released only if its score (0..1) stays below this, and below
+    `threshold`; None: the number that was calibrated for the bundle."""
     label_thresholds: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Flags a segment also when one label alone reaches its number (0..1). Keys: "bias" (the
     probability of "yes"), "toxicity" (of "mild" or "high"), "harm" (of "medium" or "high")."""
@@ -239,6 +242,7 @@ _MESSAGE = f"a string of at most {MAX_MESSAGE} characters without lone surrogate
 
 _RULES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "threshold": ("a number from 0 to 1, or None", _optional(_number(0, 1))),
+    "release_threshold": ("a number from 0 to 1, or None", _optional(_number(0, 1))),
     "label_thresholds": (
         f"a mapping of {_either(RISKS)} to numbers from 0 to 1",
         _label_thresholds,

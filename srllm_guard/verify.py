@@ -70,6 +70,14 @@ _GROUPS = (
     r"|refugees?|gays?|lesbians?|boomers?|millennials?|teenagers?|(?:old|young|older|younger|poor"
     r"|rich|disabled|white|black) (?:people|folks?|men|women)|seniors|liberals?|conservatives?)"
 )
+_GROUP = re.compile(
+    rf"{_GROUPS}|people|folks?|kids?|child(?:ren)?|mothers?|moms?|mums?|fathers?|dads?|wi(?:fe|ves)"
+    r"|husbands?|parents?|students?|teachers?|workers?|staff|nurses?|drivers?|tenants?|neighbou?rs?"
+    r"|residents?|voters?|gypsies|nuns?|imams?|priests?|elderly|seniors?|youth|teens?|adults?"
+    r"|queers?|lesbians?|trans|nonbinary|bi(?:sexuals?)?|straight|deaf|blind|autistics?|dyslexics?"
+    r"|vegans?|farmers?|cleaners?|gamers?|homeless|renters?|widow(?:er)?s?|divorcees?|pensioners?",
+    re.IGNORECASE,
+)
 _COMPARISON = re.compile(
     rf"\b{_GROUPS}\b.{{0,40}}\b(?:better|worse|smarter|more|less|\w+er)\b.{{0,40}}\bthan\b"
     rf".{{0,20}}\b{_GROUPS}\b",
@@ -160,11 +168,12 @@ def _words(text: str) -> list[str]:
 def _kept(phrase: str, category: str, rewrite: str) -> bool:
     """Whether an unsafe phrase came through.
 
-    One word of bias ("women") may be the topic itself, and words like "you" say nothing alone.
+    A group alone ("women", "Polish") may be the topic itself, and words like "you" say nothing.
     """
     wanted, words = _words(phrase), _words(rewrite)
     width = len(wanted)
-    if _FUNCTION.issuperset(wanted) or (width == 1 and category == "bias"):
+    group = width == 1 and (_GROUP.fullmatch(wanted[0]) or phrase[:1].isupper())
+    if _FUNCTION.issuperset(wanted) or (group and category == "bias"):
         return False
     return any(words[n : n + width] == wanted for n in range(len(words) - width + 1))
 

@@ -63,6 +63,9 @@ class Calibration:
     """For each label the number that its logits are divided by; 1 where absent."""
     threshold: float = 0.5
     """Probability from which a segment is unsafe, unless the policy says otherwise."""
+    release: float = 1.0
+    """A rewrite is released only below this probability, and only below the threshold. Stricter,
+    because doubt about a rewrite costs another attempt, not a safe text."""
     span_threshold: float = 0.5
     """Probability from which a token belongs to an unsafe span."""
 

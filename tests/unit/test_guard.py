@@ -246,3 +246,16 @@ def test_foreign_text_does_not_carry_english_past_the_guard() -> None:
 def test_a_runtime_takes_no_options_of_loading() -> None:
     with pytest.raises(ConfigError, match="together with"):
         Guard(runtime(ByteEngine()), device="cpu")
+
+
+def test_a_rewrite_must_be_safer_than_what_passes_unflagged() -> None:
+    """Released only below `release_threshold`, though a text of that score is not flagged."""
+    text = "The idiot said no."
+    lenient = guard()
+    assert lenient.moderate(text).action == "rewrite"
+    after = lenient.moderate(text).after
+    assert after is not None
+    strict = guard(release_threshold=after.score).moderate(text)
+    assert strict.action == "mask"
+    assert "rewrite: still_unsafe" in strict.edits[0].reasons
+    assert guard(threshold=0.3, release_threshold=0.9).info()["release_threshold"] == 0.3

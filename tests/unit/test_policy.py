@@ -21,6 +21,7 @@ from srllm_guard.policy import RUNGS, Policy
 
 FULL: dict[str, Any] = {
     "threshold": 0.5,
+    "release_threshold": 0.4,
     "label_thresholds": {"toxicity": 0.8, "bias": 0.25},
     "ladder": ["rewrite", "mask"],
     "on_fail": "mask",
@@ -39,6 +40,7 @@ FULL: dict[str, Any] = {
 }
 TOML = """
 threshold = 0.5
+release_threshold = 0.4
 ladder = ["rewrite", "mask"]
 on_fail = "mask"
 fail_open = true

@@ -133,7 +133,8 @@ def test_garbled() -> None:
         ("utter idiot", "toxicity", "He is an utter fool, they say.", False),
         ("idiot", "toxicity", "This idiot is wrong.", True),
         ("idiot", "toxicity", "This idiotic man is wrong.", False),
-        ("idiot", "bias", "This idiot is wrong.", False),  # one word of bias may be the topic
+        ("idiot", "bias", "This idiot is wrong.", True),
+        ("folks", "bias", "These folks are wrong.", False),  # a group may be the topic itself
         ("He is", "toxicity", "He is wrong.", False),  # says nothing alone
     ],
 )
