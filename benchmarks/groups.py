@@ -87,7 +87,8 @@ TARGETS = {
     "immigrants": r"imm?igra(?:nts?|ted|tion)|migrants?|foreigners?|foreign women",
     "Jewish": r"jews?|jewish|judaism",
     "Latino": r"latin[oax]s?|hispanics?",
-    "LGBTQ": rf"{_GAY}|{_BI}|{_TRANS}|lgb\w*|asexual\w*|pride (?:parade|day|festival)",
+    "LGBTQ": rf"{_GAY}|{_BI}|{_TRANS}|lgb\w*|asexual\w*|pride (?:parade|day|festival)"
+    r"|c[oa]m(?:e|ing) out",
     "LGBTQ: gay, lesbian": _GAY,
     "LGBTQ: bisexual": _BI,
     "LGBTQ: transgender": _TRANS,
@@ -95,8 +96,8 @@ TARGETS = {
     "Mexican": r"mexicans?|mexico",
     "Middle Eastern": r"middle east\w*|arabs?|arabic|iran|iranians?|saudi|egypt\w*",
     "Muslim": r"muslims?|mulsims?|islam\w*|hijabs?|mosques?|qur['’]?an|muzzy",
-    "Native American": r"native (?:americans?|tribes?|casinos?)|(?-i:Natives?)|indigenous|indians?"
-    r"|redskins",
+    "Native American": r"native americans?|tribes?|(?-i:Natives?)|indigenous|indians?"
+    r"|redskins|rez|pow[- ]?wows?",
     "physical disability": r"(?<!mental )(?<!mentally )(?:non)?disab\w+|wheelchairs?|blind|deaf"
     r"|cripple[sd]?",
 }
@@ -125,11 +126,12 @@ class Term:
 
 def terms() -> list[Term]:
     """All terms, those of `REFERENCE` first."""
-    return [
-        Term(*pair.strip().split("/"), kind)
-        for kind, listed in _TERMS.items()
-        for pair in listed.split(", ")
-    ]
+    pairs = [(kind, pair) for kind, listed in _TERMS.items() for pair in listed.split(", ")]
+    found = []
+    for kind, pair in pairs:
+        singular, _, plural = pair.partition("/")
+        found.append(Term(singular, plural, kind))
+    return found
 
 
 def filled(template: str, term: Term) -> str:

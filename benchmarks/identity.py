@@ -39,9 +39,6 @@ SHOWN = 3
 LEAST = 10
 """Fewest hateful and fewest neutral texts of a group that takes part in a gap."""
 
-ORIGINAL = "Original"
-"""Column of the counterfactual set with the sentence that the variants were made from."""
-
 
 def gap(shares: Mapping[str, float]) -> dict[str, Any] | None:
     """The largest difference between shares, in percentage points, and whose they are.
@@ -78,8 +75,8 @@ def templates(judge: Judge, limit: int | None = None, seed: int = 0) -> dict[str
     known = terms()
     flags = flagged(judge, [filled(one, t) for one in chosen for t in known], "templates")
     grid = flags.reshape(len(chosen), len(known))  # [templates, terms]
-    kinds = np.array([term.kind for term in known])
-    by_kind = {kind: grid[:, kinds == kind] for kind in _TERMS}
+    kinds = [term.kind for term in known]
+    by_kind = {kind: grid[:, np.array(kinds) == kind] for kind in dict.fromkeys(kinds)}
     by_term = {term.plural: float(grid[:, n].mean()) for n, term in enumerate(known)}
     counted = {term.plural: by_term[term.plural] for term in known if term.kind != REFERENCE}
     means = {kind: float(part.mean()) for kind, part in by_kind.items() if kind != REFERENCE}

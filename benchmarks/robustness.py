@@ -36,16 +36,19 @@ EVERY = 3
 
 _WORD = re.compile(r"(?<![\w@$#&])[^\W\d_]{4,}+(?![\w@$])")
 
-_LOWER = {"a": "4@", "e": "3", "i": "1", "o": "0", "s": "5$", "t": "7"}
-LEET = _LOWER | {letter.upper(): signs for letter, signs in _LOWER.items()}
+
+def _shapes(listed: str) -> dict[str, str]:
+    """Read "a4@ e3" as {"a": "4@", "e": "3"}."""
+    return {group[0]: group[1:] for group in listed.split()}
+
+
+LEET = _shapes("a4@ e3 i1 o0 s5$ t7 A4@ E3 I1 O0 S5$ T7")
 """Digits and signs for letters, after the shapes that they share."""
 
-HOMOGLYPHS = {
-    **{"a": "аα", "c": "с", "d": "ԁ", "e": "е", "h": "һ", "i": "і", "j": "ј", "k": "κ", "m": "м"},
-    **{"n": "ո", "o": "оο", "p": "рρ", "s": "ѕ", "u": "υ", "v": "ν", "w": "ԝ", "x": "хχ", "y": "у"},
-    **{"A": "АΑ", "B": "ВΒ", "C": "С", "E": "ЕΕ", "H": "НΗ", "I": "ІΙ", "K": "КΚ", "M": "МΜ"},
-    **{"N": "Ν", "O": "ОΟ", "P": "РΡ", "S": "Ѕ", "T": "ТΤ", "X": "ХΧ", "Y": "ΥҮ", "Z": "Ζ"},
-}
+HOMOGLYPHS = _shapes(
+    "aаα cс dԁ eе hһ iі jј kκ mм nո oоο pрρ sѕ uυ vν wԝ xхχ yу AАΑ BВΒ CС EЕΕ HНΗ IІΙ KКΚ MМΜ NΝ "
+    "OОΟ PРΡ SЅ TТΤ XХΧ YΥҮ ZΖ"
+)
 """Cyrillic, Greek and Armenian letters that look like a Latin one (UTS #39, confusables.txt)."""
 
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"

@@ -25,8 +25,11 @@ from train.batching import by_length
 from train.config import Config, Training
 from train.example import Example
 from train.model import Model, optimizer
+from train.team import Team
 
 T = TypeVar("T")
+
+ALONE = Team()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +85,19 @@ def drawn(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
 
 
 def train(
-    model: Model, corpus: Corpus, prompt: Prompt, config: Config, folder: Path
+    model: Model,
+    corpus: Corpus,
+    prompt: Prompt,
+    config: Config,
+    folder: Path,
+    team: Team = ALONE,
 ) -> list[dict[str, float]]:
     """Train `model` in place and return the history of its losses.
 
     Goes on from the checkpoint in `folder`, if there is one, and writes one there every
     `save_every` steps. The history holds, a step, the number, the losses, and now and then the
-    dev loss. With early stopping the model ends with the weights of the best dev loss.
+    dev loss. With early stopping the model ends with the weights of the best dev loss. A team
+    shares the work of each step.
 
     Raises:
         ConfigError: nothing to train on, or a checkpoint of another configuration.
@@ -108,7 +117,7 @@ def train(
     dev = _dev(corpus, prompt, config)
     device = next(model.heads.parameters()).device
     model.train()
-    bar = tqdm(total=total, initial=state.step, unit="step")
+    bar = tqdm(total=total, initial=state.step, unit="step", disable=not team.leads)
     left = _steps(first, corpus, prompt, config, state.step, total)
     for (number, step), last in _marking_last(left):
         if _stopped(state, settings):
@@ -116,7 +125,8 @@ def train(
         factor = _schedule(number, total, settings.warmup, settings.schedule)
         for group, rate in zip(optim.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        row = _one_step(model, step, device)
+        row = _one_step(model, step, device, team)
+        team.add_gradients(_trainable(model))
         torch.nn.utils.clip_grad_norm_(_trainable(model), settings.max_grad_norm)
         optim.step()
         optim.zero_grad()
@@ -126,15 +136,16 @@ def train(
             watched = row["dev_rewriting" if dev.rewriting else "dev_detection"]
             state.since_best = 0 if watched < state.best else state.since_best + 1
             state.best = min(state.best, watched)
-            if settings.patience and not state.since_best:
+            if settings.patience and not state.since_best and team.leads:
                 checkpoint.save_best(folder, model, state.step)
         state.history.append({"step": number, **row})
         bar.update()
         bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()})
-        if state.step % settings.save_every == 0 or last or _stopped(state, settings):
+        due = state.step % settings.save_every == 0 or last or _stopped(state, settings)
+        if due and team.leads:
             checkpoint.save(folder, model, optim, state)
     bar.close()
-    if settings.patience:
+    if settings.patience and team.leads:
         checkpoint.restore_best(folder, model)
     model.eval()
     return state.history
@@ -174,25 +185,33 @@ def _marking_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
         yield held.pop(), True
 
 
-def _one_step(model: Model, step: Step, device: torch.device) -> dict[str, float]:
-    """Forward and backward of one step; gradients are left on the model."""
+def _one_step(model: Model, step: Step, device: torch.device, team: Team) -> dict[str, float]:
+    """Forward and backward of this process's part of a step; gradients are left on the model."""
     row: dict[str, float] = {}
-    with precision(device):
-        if step.rewriting:
-            batch = _moved(rewriting.collate(step.rewriting), device)
-            loss = model.rewriting_loss(batch)
-    if step.rewriting:
-        loss.backward()
-        row["rewriting"] = loss.item()
-    sums: dict[str, float] = {}
-    for items in step.detection:
+    layers = model.language.config.num_hidden_layers
+    jobs: list[list[Any]] = [*([step.rewriting] if step.rewriting else []), *step.detection]
+    costs = [
+        _padded(job) * (layers if isinstance(job[0], rewriting.Item) else model.layer)
+        for job in jobs
+    ]
+    for items in team.mine(jobs, costs):
+        if isinstance(items[0], rewriting.Item):
+            with precision(device):
+                loss = model.rewriting_loss(_moved(rewriting.collate(items), device))
+            loss.backward()
+            row["rewriting"] = loss.item()
+            continue
         with precision(device):
             judged = _moved(detection.collate(items), device)
             parts = detection.loss(*model.judge(judged), judged)
         (parts.total / len(step.detection)).backward()
         for name, value in parts.to_dict().items():
-            sums[name] = sums.get(name, 0.0) + value / len(step.detection)
-    return row | sums
+            row[name] = row.get(name, 0.0) + value / len(step.detection)
+    return team.add_numbers(row, ("rewriting", *detection.Loss.__slots__))
+
+
+def _padded(items: Sequence[Any]) -> int:
+    return len(items) * max(map(len, items))
 
 
 def precision(device: torch.device) -> Any:

@@ -4,7 +4,7 @@
 
 `DATA` is a folder with `train/` and `dev/` as `train.sources` describes them; without it only the
 authored records of `train/data/` are used. Run the same command again after a kill: it goes on from
-the last checkpoint and gives the same bundle.
+the last checkpoint and gives the same bundle. `train.team` says how several processes share a run.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from train.package import write_bundle
 from train.plots import loss_curves
 from train.refit import refit
 from train.schema import SchemaError
+from train.team import Team
 
 log = logging.getLogger("train")
 
@@ -93,7 +94,11 @@ def run(
         model.to("cuda")
     prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
     found = corpus(config, data, authored)
-    history = finetune.train(model, found, prompt, config, out)
+    team = Team.join()
+    history = finetune.train(model, found, prompt, config, out, team)
+    team.leave()
+    if not team.leads:
+        return out / "bundle"
     loss_curves(history, out / "loss.png", out / "loss.json")
     if config.refit is not None:
         model = refit(model, found, prompt, config, config.refit)

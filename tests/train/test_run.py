@@ -212,3 +212,33 @@ def test_a_bundle_is_recalibrated_in_place(
     assert after.calibration.threshold == pytest.approx(
         before.manifest.calibration.threshold, abs=0.05
     )
+
+
+def test_a_run_can_start_from_a_bundle(
+    out: Path, base: Path, authored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One step from the weights of a bundle lands near them, and the manifest says where from."""
+    path = tmp_path / "more.toml"
+    path.write_text(CONFIG.replace("lr = 2e-2", "lr = 1e-6\nstop = 1").replace("5e-3", "1e-6"))
+    arguments = [str(path), "--base", str(base), "--authored", str(authored), "--threads", "1"]
+    start = ["--start", str(out / "bundle")]
+    assert main([*arguments, *start, "--out", str(tmp_path / "more")]) == 0
+    first, more = Bundle.load(out / "bundle"), Bundle.load(tmp_path / "more" / "bundle")
+    assert more.manifest.training["start"] == first.hash
+    assert first.manifest.training["start"] is None
+    for name in ("adapter_model.safetensors", "heads.safetensors"):
+        before, after = load_file(first.folder / name), load_file(more.folder / name)
+        for key, value in before.items():
+            assert torch.allclose(value.float(), after[key].float(), atol=1e-3), key
+    assert len(json.loads((tmp_path / "more" / "loss.json").read_text())) == 1
+
+
+def test_a_bundle_of_another_shape_is_no_start(
+    out: Path, base: Path, authored: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "wide.toml"
+    path.write_text(CONFIG.replace("r = 8", "r = 4"))
+    arguments = [str(path), "--base", str(base), "--authored", str(authored), "--threads", "1"]
+    start = ["--start", str(out / "bundle")]
+    assert main([*arguments, *start, "--out", str(tmp_path / "wide")]) == 1
+    assert "[lora]" in caplog.text
