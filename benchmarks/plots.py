@@ -81,11 +81,13 @@ def bars(path: Path, title: str, groups: Groups, label: str = "share") -> None:
         axes.barh(places, values, height=0.8 / count, label=_plain(name))
         axes.hlines(places, lows, highs, color="0.25", linewidth=1.2)
     axes.set_yticks(range(len(groups)), [_plain(name) for name in groups])
-    axes.invert_yaxis()
+    if not any(bar.get_width() for bar in axes.patches):
+        axes.set_xlim(0, 1)
+    axes.set_ylim(max(1, len(groups)) - 0.5, -0.5)
     axes.set(title=_plain(title), xlabel=_plain(label))
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    if len(series) > 1:
+    if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=DOTS_PER_INCH)
 
@@ -97,7 +99,8 @@ def curve(
 
     Args:
         path: the PNG file.
-        curves: by set, the lists `recall` and `precision`, of one length.
+        curves: by set, the lists `recall` and `precision`, of one length and with recall falling,
+            as scikit-learn's `precision_recall_curve` gives them.
         title: stands above.
 
     Raises:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks import metrics, report, sets
 from benchmarks.judges import MissingJudge, judges
-from benchmarks.language_model import LanguageModel
+from benchmarks.language_model import LanguageModel, Turn
 from benchmarks.prompts import SYSTEM, prompted, shots
 from benchmarks.raw import rewritten
 from benchmarks.report import measured
@@ -47,32 +47,50 @@ PAPER = {
 }
 """Llama-2-7B in Raza et al. (2024), table 8, in per cent."""
 
-RETENTION = ("facts_kept", "similarity", "negation_flipped", "chrf", "length_ratio")
-RETENTION += ("perplexity_ratio", "phrases_gone", "changed_gone_kept")
-"""Figures of the yardstick in the table of retention."""
+RETENTION = {
+    "facts_kept": "facts kept",
+    "similarity": "similarity",
+    "negation_flipped": "negation flipped",
+    "chrf": "chrf",
+    "length_ratio": "length ratio",
+    "perplexity_ratio": "perplexity ratio",
+    "phrases_gone": "every biased phrase gone",
+    "changed_gone_kept": "and changed, and facts and names kept",
+}
+"""Figures of the yardstick in the table of retention, with their heads."""
+
+
+def drawn(args: argparse.Namespace) -> dict[int, list[Turn]]:
+    """The examples of each prompt; a longer list begins with a shorter one.
+
+    Raises:
+        ValueError: the training split has too few kinds of records for them.
+    """
+    found = {count: shots(args.authored, count, args.seed) for count in SHOTS}
+    for count, examples in found.items():
+        if len(examples) < count:
+            raise ValueError(
+                f"{args.authored} gives {len(examples)} examples, and {count} are needed: short "
+                "unsafe records of the training split, each of another kind"
+            )
+    return found
 
 
 def systems(
-    guard: Guard, base: LanguageModel, pairs: Sequence[Pair], args: argparse.Namespace
+    guard: Guard,
+    base: LanguageModel,
+    pairs: Sequence[Pair],
+    examples: Mapping[int, Sequence[Turn]],
+    batch: int,
 ) -> Iterator[System]:
-    """What is compared, each with an output for every source.
-
-    Raises:
-        ValueError: the training split has too few kinds of records for the examples.
-    """
+    """What is compared, each with an output for every source."""
     texts = [pair.text for pair in pairs]
-    for count in SHOTS:
-        examples = shots(args.authored, count, args.seed)
-        if len(examples) < count:
-            raise ValueError(
-                f"{args.authored} gives {len(examples)} examples; {count} are needed: short unsafe "
-                "records of the training split, each of another kind"
-            )
+    for count, turns in examples.items():
         name = f"base, {count}-shot"
-        yield System.of(name, prompted(base, examples, texts, name))
-    results, _ = moderate(guard, texts, args.batch, "guard")
+        yield System.of(name, prompted(base, turns, texts, name))
+    results, _ = moderate(guard, texts, batch, "guard")
     spans = [[(span.start, span.end) for span in result.before.spans] for result in results]
-    yield System.of("adapter alone", rewritten(guard.runtime, texts, spans, args.batch))
+    yield System.of("adapter alone", rewritten(guard.runtime, texts, spans, batch))
     yield System.of("guard", [result.text for result in results])
 
 
@@ -97,6 +115,7 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel) -> dict
         MissingJudge: the package of a judge is not installed.
         ValueError: too few records for the examples.
     """
+    examples = drawn(args)
     known = judges(args.data)
     yardstick = Yardstick(known, base, args.seed)
     guard = Guard(runtime, policy=report.policy(args))
@@ -112,7 +131,7 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel) -> dict
         "systems": {},
         "paper": PAPER,
     }
-    for system in systems(guard, base, pairs, args):
+    for system in systems(guard, base, pairs, examples, args.batch):
         outputs = [system.outputs[number] for number in range(len(pairs))]
         content["systems"][system.name] = {
             **yardstick.figures(pairs, system),
@@ -142,7 +161,7 @@ def tables(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Safety: share that is unsafe afterwards", report.table(head, safety)),
         (
             "Retention and fluency",
-            report.table(["system", *(key.replace("_", " ") for key in RETENTION)], kept),
+            report.table(["system", *RETENTION.values()], kept),
         ),
         (
             "The paper, Llama-2-7B, by other judges on other texts: the order compares, no figure",

@@ -4,38 +4,39 @@
   dev splits of all sources but those whose negatives may be hateful otherwise.
 - Each label's logits get one temperature (Guo et al., 2017), over the authored dev records, which
   alone know all labels.
-- The threshold is the lowest that flags at most `ORDINARY` of ordinary news sentences: a guard that
-  stops ordinary prose is switched off, and up to that point finding more is better. Without
-  ordinary sentences it is the one with the best F1 on the authored dev segments.
+- The threshold is the lowest that flags at most `ORDINARY` of ordinary texts: a guard that stops
+  ordinary prose is switched off, and up to that point finding more is better. Without ordinary
+  texts it is the one with the best F1 on the authored dev segments.
 - A rewrite is released below the threshold that has the best F1 on the authored dev segments.
 - The span threshold has the best token F1 on the authored dev records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from srllm_guard.detector import WINDOW
 from srllm_guard.errors import ConfigError
-from srllm_guard.labels import LABELS, SLICES
+from srllm_guard.labels import LABELS, SLICES, UNSAFE
 from srllm_guard.models.bundle import Calibration
 from srllm_guard.prompt import Prompt
+from srllm_guard.text.segments import segments
 from train import detection, evaluation
 from train.batching import by_length
-from train.example import Example
+from train.example import Example, labelled
 from train.finetune import Corpus
 from train.model import Model
 
 Floats = np.ndarray[Any, Any]
 
-ORDINARY = 0.006
-"""Largest share of ordinary sentences that the threshold may flag.
-
-Where a text has five of them, three texts in a hundred are flagged."""
+ORDINARY = 0.015
+"""Largest share of ordinary texts that the threshold may flag."""
 
 NOISY = ("edos",)
 """Sources whose safe dev examples are safe in one respect only."""
@@ -75,8 +76,8 @@ def calibrate(model: Model, prompt: Prompt, corpus: Corpus) -> tuple[Calibration
     }
     scale, shift = _platt({n: j for n, j in found.items() if n not in NOISY} or found)
     own = found.get("cmd") or next(iter(found.values()))
-    ordinary = found.get("anno_lexical", own)
-    threshold = _threshold(own, ordinary, scale, shift)
+    highest = _highest(corpus.ordinary, prompt, judge)
+    threshold = _threshold(own, highest, scale, shift)
     mine = _sigmoid(scale * own.logits + shift)
     calibration = Calibration(
         scale=scale,
@@ -104,12 +105,41 @@ def _platt(found: dict[str, evaluation.Judged]) -> tuple[float, float]:
     return (round(scale, 4), round(float(fitted.intercept_[0]), 4)) if scale > 0 else (1.0, 0.0)
 
 
-def _threshold(
-    own: evaluation.Judged, ordinary: evaluation.Judged, scale: float, shift: float
-) -> float:
+def _highest(texts: Sequence[str], prompt: Prompt, judge: evaluation.Judge) -> Floats:
+    """The largest logit of "unsafe" among the segments of each text, `[N]`."""
+    draw = random.Random(0)
+    windows: list[tuple[int, detection.Item]] = []
+    for number, text in enumerate(texts):
+        safe = labelled(unsafe="no")
+        chunks = [Example(chunk, labels=safe, spans=()) for chunk in _chunks(text)]
+        windows += [(number, detection.item([chunk], prompt, draw)) for chunk in chunks]
+    found = np.full(len(texts), -np.inf)
+    with torch.no_grad():
+        for group in by_length(windows, lambda each: len(each[1]), 2048, 0):
+            batch = detection.collate([item for _, item in group])
+            logits = judge(batch)[0][..., UNSAFE].float()
+            logits = logits.masked_fill(batch.unsafe == detection.UNKNOWN, -torch.inf)
+            for (number, _), value in zip(group, logits.amax(1).tolist(), strict=True):
+                found[number] = max(found[number], value)
+    return found[np.isfinite(found)]
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """Runs of whole segments that fit into a window."""
+    start = end = 0
+    for segment in segments(text):
+        if segment.end - start > WINDOW and end > start:
+            yield text[start:end]
+            start = segment.start
+        end = segment.end
+    if end > start:
+        yield text[start:end]
+
+
+def _threshold(own: evaluation.Judged, ordinary: Floats, scale: float, shift: float) -> float:
     """See the module; where every threshold flags too much, the highest."""
     mine = _sigmoid(scale * own.logits + shift)
-    others = _sigmoid(scale * ordinary.logits[ordinary.unsafe == 0] + shift)
+    others = _sigmoid(scale * ordinary + shift)
     if not len(others):
         return _best_f1(mine, own.unsafe == 1, GRID)
     return next((c for c in GRID if (others >= c).mean() <= ORDINARY), GRID[-1])

@@ -18,6 +18,9 @@ from train.schema import json_lines
 DEV = sources.Options(edos_negatives=True)
 """For dev examples: a set with one class has no average precision."""
 
+FOR_THRESHOLDS = 0.25
+"""Share of the safe sets that thresholds are chosen by."""
+
 EVALUATION = ("dev", "bench", "judge", "safe")
 """Folders of the data whose texts are for evaluation alone."""
 
@@ -49,7 +52,21 @@ def corpus(config: Config, data: Path | None, authored: Path) -> finetune.Corpus
         held += [example.text for example in sources.load(authored, "cmd", "test")]
     if data is not None:
         held += evaluation_texts(data)
-    return finetune.Corpus({k: sources.without(v, held) for k, v in train.items()}, dev)
+    return finetune.Corpus(
+        {k: sources.without(v, held) for k, v in train.items()},
+        dev,
+        [] if data is None else ordinary(data),
+    )
+
+
+def ordinary(data: Path) -> list[str]:
+    """The part of the safe sets that thresholds are chosen by; benchmarks report on the rest."""
+    return [
+        row["text"]
+        for path in sorted((data / "safe").glob("*.jsonl"))
+        for _, row in json_lines(path)
+        if sources.held_out(row["text"], FOR_THRESHOLDS)
+    ]
 
 
 def names(config: Config) -> list[str]:

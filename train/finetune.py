@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,8 @@ class Corpus:
 
     train: dict[str, list[Example]]
     dev: dict[str, list[Example]]
+    ordinary: list[str] = field(default_factory=list)
+    """Safe prose that is read for the threshold alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def judge(*words: str) -> Judge:
     return Judge(runtime(ByteEngine(words=dict.fromkeys(words, "bias"))), Policy(), batch=32)
 
 
-def write(path: Path, *rows: dict[str, object]) -> Path:
+def write(path: Path, *rows: Mapping[str, object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -43,7 +44,7 @@ def test_terms_have_the_right_article_and_a_plural(term: groups.Term) -> None:
     assert article == ("an" if sounds else "a")
     assert term.plural != name
     assert re.search(r"(?:s|men|people)$|^people of", term.plural)
-    assert term.plural[:3] == name[:3] or name == "person"
+    assert term.plural[0] == name[0]
 
 
 @pytest.mark.parametrize("template", groups.TEMPLATES)

@@ -16,12 +16,12 @@ from benchmarks import plots
 from srllm_guard.errors import MissingExtra
 
 ROWS = [(0.1, 0.05, 40), (0.5, 0.4, 20), (0.93, 0.9, 60)]
-GROUPS = {
+GROUPS: dict[str, dict[str, Any]] = {
     "source": {"before": {"value": 0.8, "interval": [0.6, 0.9]}, "after": None},
     "guard, $1 = 100%": {"before": 0.8, "after": {"value": 0.1}},
     "nothing": {},
 }
-CURVES = {"authored": {"recall": [0.0, 0.5, 1.0], "precision": [1.0, 0.8, 0.4]}}
+CURVES = {"authored": {"recall": [1.0, 0.5, 0.0], "precision": [0.4, 0.8, 1.0]}}
 
 DRAWN: dict[str, Callable[[Path], None]] = {
     "reliability": lambda path: plots.reliability(path, ROWS),
@@ -65,7 +65,7 @@ def test_pictures_show_what_they_are_given(tmp_path: Path) -> None:
     other = {**GROUPS, "source": {"before": {"value": 0.8, "interval": [0.5, 0.9]}, "after": None}}
     assert drawn("a", plots.bars, "Unsafe", GROUPS) != drawn("b", plots.bars, "Unsafe", other)
     assert drawn("a", plots.reliability, ROWS) != drawn("b", plots.reliability, ROWS[:2])
-    curves = {"authored": {"recall": [0.0, 0.5, 1.0], "precision": [1.0, 0.7, 0.4]}}
+    curves = {"authored": {"recall": [1.0, 0.5, 0.0], "precision": [0.4, 0.7, 1.0]}}
     assert drawn("a", plots.curve, CURVES) != drawn("b", plots.curve, curves)
 
 
@@ -80,9 +80,14 @@ def test_more_bars_make_a_higher_picture(tmp_path: Path) -> None:
 
 def test_nothing_is_drawn_as_empty_axes(tmp_path: Path) -> None:
     plots.reliability(tmp_path / "r.png", [])
-    plots.bars(tmp_path / "b.png", "Unsafe", {})
+    plots.bars(tmp_path / "b.png", "Unsafe", {"guard": {"before": None, "after": None}})
     plots.curve(tmp_path / "c.png", {})
     assert all(min(size(tmp_path / f"{name}.png")) > 100 for name in "rbc")
+
+
+def test_groups_may_be_none_at_all(tmp_path: Path) -> None:
+    plots.bars(tmp_path / "b.png", "Unsafe", {})
+    assert min(size(tmp_path / "b.png")) > 100
 
 
 def test_a_curve_needs_as_many_of_both(tmp_path: Path) -> None:

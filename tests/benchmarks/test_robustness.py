@@ -27,8 +27,8 @@ NAMES = sorted(PERTURBATIONS)
 
 
 def undone(text: str, shapes: dict[str, str]) -> str:
-    back = {sign: letter.lower() for letter, signs in shapes.items() for sign in signs}
-    return "".join(back.get(sign, sign) for sign in text.lower())
+    back = {sign: letter for letter, signs in shapes.items() for sign in signs}
+    return "".join(back.get(sign, sign) for sign in text).lower()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,10 +95,10 @@ def test_every_perturbation_takes_a_text_and_a_generator() -> None:
 
 
 CASES = [
-    Case("Such stupid neighbours", True),
-    Case("Nobody here likes stupid questions", True),
-    Case("Plain weather tomorrow", False),
-    Case("The stupid lot. What lovely music", False, start=16),
+    Case("oh, how stupid", True),
+    Case("a stupid cat", True),
+    Case("sun and rain tomorrow", False),
+    Case("a stupid cat. And such lovely music", False, start=14),
 ] * 4
 
 
