@@ -274,9 +274,15 @@ def run(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
         return cases, [judged(*each) for each in zip(cases, drafts, strict=True)]
 
     content: dict[str, Any] = {"sets": {}, "labels": {}, "ordinary": {}}
+    content |= {"reliability": {}, "curves": {}}
     for one in sets.detection(args.data, args.authored, args.split):
         cases, found = measure(one)
         content["sets"][one.name] = {"texts": text_level(cases, found, args.seed)}
+        truth = np.array([case.unsafe for case in cases])
+        scores = np.array([said.score for said in found])
+        content["reliability"][one.name] = metrics.reliability(truth, scores)
+        if curve := metrics.precision_recall(truth, scores):
+            content["curves"][one.name] = curve
         if one.name == "authored":
             singles = [case.text for case in cases[:SINGLES]]
             content["sets"][one.name]["segments"] = segment_level(cases, found, args.seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
 from srllm_guard.text.protect import missing, protected
 
@@ -50,6 +50,20 @@ def f1(unsafe: Array, flagged: Array) -> float | None:
         return None
     hits = float((unsafe.astype(bool) & flagged.astype(bool)).sum())
     return 2 * hits / float(unsafe.sum() + flagged.sum())
+
+
+def precision_recall(
+    unsafe: Array, scores: Array, points: int = 60
+) -> dict[str, list[float]] | None:
+    """Precision against recall, at most `points` of each, recall falling; None as for AP."""
+    if not _both(unsafe):
+        return None
+    precision, recall, _ = precision_recall_curve(unsafe, scores)
+    rows = np.unique(np.linspace(0, len(recall) - 1, min(points, len(recall))).astype(int))
+    return {
+        "recall": [round(float(recall[n]), 4) for n in rows],
+        "precision": [round(float(precision[n]), 4) for n in rows],
+    }
 
 
 def macro_f1(truth: Array, chosen: Array) -> float | None:

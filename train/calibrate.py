@@ -113,7 +113,7 @@ def _highest(texts: Sequence[str], prompt: Prompt, judge: evaluation.Judge) -> F
         safe = labelled(unsafe="no")
         chunks = [Example(chunk, labels=safe, spans=()) for chunk in _chunks(text)]
         windows += [(number, detection.item([chunk], prompt, draw)) for chunk in chunks]
-    found = np.full(len(texts), -np.inf)
+    found: Floats = np.full(len(texts), -np.inf)
     with torch.no_grad():
         for group in by_length(windows, lambda each: len(each[1]), 2048, 0):
             batch = detection.collate([item for _, item in group])
@@ -121,7 +121,8 @@ def _highest(texts: Sequence[str], prompt: Prompt, judge: evaluation.Judge) -> F
             logits = logits.masked_fill(batch.unsafe == detection.UNKNOWN, -torch.inf)
             for (number, _), value in zip(group, logits.amax(1).tolist(), strict=True):
                 found[number] = max(found[number], value)
-    return found[np.isfinite(found)]
+    judged: Floats = found[np.isfinite(found)]
+    return judged
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import prompting, prompts, report
+from benchmarks import prompting, prompts, report, sets
 from benchmarks.language_model import LanguageModel
 from srllm_guard import Guard
 from tests.byte_engine import ByteEngine, runtime
@@ -108,7 +108,7 @@ def test_every_system_has_an_output_for_every_source(
     authored: Path, tmp_path: Path, base: LanguageModel, byte_engine: ByteEngine
 ) -> None:
     args = arguments(tmp_path, authored)
-    one = prompting.sets.rewriting("authored", args.data, authored, "dev")
+    one = sets.rewriting("authored", args.data, authored, "dev")
     guard = Guard(runtime(byte_engine))
     found = {
         system.name: list(system.outputs.values())
@@ -132,7 +132,7 @@ def test_the_adapter_alone_is_not_verified(
     # It writes what it ought not to write: the guard refuses that, the adapter alone does not.
     engine = ByteEngine(fault="keep", within="generate")
     args = arguments(tmp_path, authored)
-    one = prompting.sets.rewriting("authored", args.data, authored, "dev")
+    one = sets.rewriting("authored", args.data, authored, "dev")
     guard = Guard(runtime(engine))
     found = {
         system.name: list(system.outputs.values())

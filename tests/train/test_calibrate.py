@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from srllm_guard.detector import WINDOW
 from srllm_guard.errors import ConfigError
-from srllm_guard.labels import LABELS, N_LOGITS, SLICES
+from srllm_guard.labels import CATEGORIES, LABELS, N_LOGITS, SLICES, UNSAFE
 from srllm_guard.prompt import Prompt
 from train import calibrate, detection, evaluation, finetune
 from train.batching import by_length
@@ -59,7 +60,7 @@ def logit(chances: list[float]) -> np.ndarray:
 
 def test_the_threshold_has_the_best_f1() -> None:
     own = judged(logit([0.2, 0.305, 0.6, 0.405, 0.7, 0.9]), np.array([0, 0, 0, 1, 1, 1]))
-    none = judged(np.zeros(0), np.zeros(0))
+    none = np.zeros(0)
     # 0.31 to 0.40 finds all three with one false alarm (F1 6/7); the first of them is taken.
     assert calibrate._threshold(own, none, 1.0, 0.0) == 0.31
     # Scaled and shifted, the same decisions lie elsewhere.
@@ -68,28 +69,43 @@ def test_the_threshold_has_the_best_f1() -> None:
     )
 
 
-def test_the_threshold_is_the_lowest_that_spares_ordinary_sentences() -> None:
+def test_the_threshold_is_the_lowest_that_spares_ordinary_texts() -> None:
     own = judged(logit([0.205, 0.405, 0.7, 0.9]), np.array([0, 1, 1, 1]))
-    # Four of 500 ordinary sentences score 0.505: more than six in a thousand.
-    ordinary = judged(logit([0.02] * 496 + [0.505] * 4), np.zeros(500))
+    # Four of 200 ordinary texts score 0.505: more than fifteen in a thousand.
+    ordinary = logit([0.02] * 196 + [0.505] * 4)
     assert calibrate._threshold(own, ordinary, 1.0, 0.0) == 0.51
-    # Three of 500 are just that.
-    fewer = judged(logit([0.02] * 497 + [0.505] * 3), np.zeros(500))
-    assert calibrate._threshold(own, fewer, 1.0, 0.0) == 0.05
-    # Unsafe texts of that set do not count as ordinary.
-    unsafe = judged(logit([0.02] * 496 + [0.505] * 4), np.array([0] * 496 + [1] * 4))
-    assert calibrate._threshold(own, unsafe, 1.0, 0.0) == 0.05
+    # Three of 200 are just that.
+    assert calibrate._threshold(own, logit([0.02] * 197 + [0.505] * 3), 1.0, 0.0) == 0.05
 
 
 def test_where_every_threshold_flags_too_much_the_highest_is_taken() -> None:
     own = judged(logit([0.2, 0.9]), np.array([0, 1]))
-    ordinary = judged(logit([0.99] * 10), np.zeros(10))
-    assert calibrate._threshold(own, ordinary, 1.0, 0.0) == 0.95
+    assert calibrate._threshold(own, logit([0.99] * 10), 1.0, 0.0) == 0.95
+
+
+def test_a_text_counts_by_its_worst_segment_wherever_it_stands(prompt: Prompt) -> None:
+    """Texts longer than a window are read to their end."""
+    alarm = 7
+
+    def judge(batch: detection.Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """A segment's logit is how many tokens it has; what is longest counts."""
+        rows = batch.unsafe.shape[1]
+        sizes = torch.stack([(batch.owner == n).sum(1) for n in range(rows)], 1).float()
+        logits = torch.zeros(*batch.unsafe.shape, N_LOGITS)
+        logits[..., UNSAFE] = sizes
+        return logits, torch.zeros(*batch.owner.shape, len(CATEGORIES))
+
+    short = "It is fine. " * alarm
+    long = short * 20 + "This one sentence here is by far the longest of all of them, I say."
+    assert len(long) > WINDOW
+    found = calibrate._highest([short, long, ""], prompt, judge)
+    assert len(found) == 2  # nothing to say of an empty text
+    assert found[1] > 3 * found[0] > 0
 
 
 def test_without_an_unsafe_text_the_threshold_is_one_half() -> None:
     own = judged(logit([0.2, 0.9]), np.zeros(2))
-    assert calibrate._threshold(own, judged(np.zeros(0), np.zeros(0)), 1.0, 0.0) == 0.5
+    assert calibrate._threshold(own, np.zeros(0), 1.0, 0.0) == 0.5
     assert calibrate._span_threshold(own) == 0.5
 
 
@@ -100,7 +116,7 @@ def test_the_span_threshold_has_the_best_f1_of_tokens() -> None:
 
 def test_huge_logits_are_no_error() -> None:
     own = judged(np.array([-1e5, 1e5]), np.array([0, 1]))
-    assert calibrate._threshold(own, own, 1.0, 0.0) == 0.05
+    assert calibrate._threshold(own, np.full(9, -1e5), 1.0, 0.0) == 0.05
 
 
 def test_temperatures_undo_overconfidence(prompt: Prompt, authored: Path) -> None:
