@@ -126,7 +126,7 @@ def command(args: argparse.Namespace, name: str) -> str:
     """The command that was given, with DATA for the data folder; see `header`."""
     words = [f"python -m benchmarks.{name} --data DATA"]
     for key, value in sorted(vars(args).items()):
-        if key == "data" or value in (None, [], False):
+        if key == "data" or value is None or value is False or value == []:
             continue
         values = value if isinstance(value, list) else [value]
         words += [f"--{key.replace('_', '-')} {_told(each)}" for each in values]

@@ -33,7 +33,7 @@ class Runtime:
     bundle: str
     """Name of the bundle."""
     bundle_hash: str
-    """sha256 of its manifest."""
+    """sha256 of its manifest without the figures, see `Bundle.hash`."""
     base_hash: str
     """sha256 of the base weights, or the id of a base that has no single file."""
     gate: Gate = field(init=False, repr=False, compare=False)

@@ -70,7 +70,8 @@ class Data:
     authored_turns: int = 1
     """How often an epoch judges the authored records, each time in other groupings."""
     edos_negatives: bool = False
-    """Also learn what `edos` calls not sexist as safe; noisy, see `train.mappings`."""
+    """Also learn what `edos` calls not sexist as safe, but for texts with words that rewrites of
+    `paradetox` take away; noisy, see `train.mappings`."""
     copies: float = 0.1
     """Share of the safe authored records that are also taught to be copied."""
     noisy_marks: float = 0.5

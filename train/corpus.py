@@ -7,6 +7,9 @@ folder: `csv` is its `train/csv.csv`, `pairs` its `train/pairs.jsonl`, any other
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from srllm_guard.errors import ConfigError
@@ -47,6 +50,8 @@ def corpus(config: Config, data: Path | None, authored: Path) -> finetune.Corpus
                 f"{config.name} trains on {name!r}, and its file is not there: {error}",
                 hint="Check --data and --authored.",
             ) from error
+    if config.data.edos_negatives and {"edos", "paradetox"} <= train.keys():
+        train["edos"] = without_coarse(train["edos"], coarse_words(train["paradetox"]))
     held = [example.text for part in dev.values() for example in part]
     if "cmd" in train:
         held += [example.text for example in sources.load(authored, "cmd", "test")]
@@ -57,6 +62,25 @@ def corpus(config: Config, data: Path | None, authored: Path) -> finetune.Corpus
         dev,
         [] if data is None else ordinary(data),
     )
+
+
+def coarse_words(examples: Iterable[Example], least: int = 5) -> frozenset[str]:
+    """Words that rewrites by people take away: marked at least so often, and mostly marked."""
+    marked, seen = Counter[str](), Counter[str]()
+    for example in examples:
+        seen.update(_words(example.text))
+        for start, end, _ in example.spans or ():
+            marked.update(_words(example.text[start:end]))
+    return frozenset(w for w, n in marked.items() if n >= least and 2 * n > seen[w])
+
+
+def without_coarse(examples: Iterable[Example], coarse: frozenset[str]) -> list[Example]:
+    """Drop examples that are safe in one respect only, if a coarse word says that they are not."""
+    return [e for e in examples if e.unsafe or coarse.isdisjoint(_words(e.text))]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
 
 
 def ordinary(data: Path) -> list[str]:

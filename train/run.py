@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--authored", type=Path, default=AUTHORED, help="folder of CMD records")
     parser.add_argument("--base", type=Path, help="folder of the base weights")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--start", type=Path, help="bundle whose weights are trained further")
+    parser.add_argument("--from-bundle", type=Path, help="bundle whose weights are trained further")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_memory()
     torch.set_flush_denormal(True)
     try:
-        run(args.config, args.data, args.authored, args.base, args.out, args.start)
+        run(args.config, args.data, args.authored, args.base, args.out, args.from_bundle)
     except (GuardError, SchemaError) as error:
         log.error("%s", error)
         return 1

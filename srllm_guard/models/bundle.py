@@ -103,7 +103,8 @@ class Bundle:
     folder: Path
     manifest: Manifest
     hash: str
-    """sha256 of the manifest, which holds the hashes of the rest."""
+    """sha256 of the manifest, which holds the hashes of the rest. Its `metrics` are left out:
+    a figure that is measured on a bundle and then written into it does not make it another."""
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
@@ -123,7 +124,13 @@ class Bundle:
         manifest = _manifest(content, path)
         for name in HASHED:
             _check(folder / name, manifest.files.get(name))
-        return cls(folder, manifest, hashlib.sha256(content).hexdigest())
+        return cls(folder, manifest, _digest(manifest))
+
+
+def _digest(manifest: Manifest) -> str:
+    content = {k: v for k, v in manifest.to_dict().items() if k != "metrics"}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -30,8 +30,8 @@ def data(tmp_path: Path) -> Path:
     )
     write(
         tmp_path / "safe" / "llm_replies.jsonl",
-        {"text": "The train leaves in the morning. Take your ticket with you."},
-        {"text": "A lazy river flows through the valley. It is calm."},
+        {"text": "The train leaves in the evening. Take your ticket with you."},
+        {"text": "A lazy afternoon in the garden. It is calm."},
     )
     return tmp_path
 

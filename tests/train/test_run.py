@@ -221,7 +221,7 @@ def test_a_run_can_start_from_a_bundle(
     path = tmp_path / "more.toml"
     path.write_text(CONFIG.replace("lr = 2e-2", "lr = 1e-6\nstop = 1").replace("5e-3", "1e-6"))
     arguments = [str(path), "--base", str(base), "--authored", str(authored), "--threads", "1"]
-    start = ["--start", str(out / "bundle")]
+    start = ["--from-bundle", str(out / "bundle")]
     assert main([*arguments, *start, "--out", str(tmp_path / "more")]) == 0
     first, more = Bundle.load(out / "bundle"), Bundle.load(tmp_path / "more" / "bundle")
     assert more.manifest.training["start"] == first.hash
@@ -239,6 +239,6 @@ def test_a_bundle_of_another_shape_is_no_start(
     path = tmp_path / "wide.toml"
     path.write_text(CONFIG.replace("r = 8", "r = 4"))
     arguments = [str(path), "--base", str(base), "--authored", str(authored), "--threads", "1"]
-    start = ["--start", str(out / "bundle")]
+    start = ["--from-bundle", str(out / "bundle")]
     assert main([*arguments, *start, "--out", str(tmp_path / "wide")]) == 1
     assert "[lora]" in caplog.text

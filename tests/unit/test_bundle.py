@@ -54,9 +54,20 @@ def manifest(folder: Path) -> Manifest:
 def test_what_was_written_is_read(folder: Path) -> None:
     bundle = Bundle.load(folder)
     assert bundle.manifest == manifest(folder)
-    assert bundle.hash == hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     assert bundle.manifest.base.id == "owner/base@0123abc/base.gguf"
     assert replace(BASE, file=None).id == "owner/base@0123abc"
+
+
+def test_the_hash_is_of_what_decides_and_not_of_figures(folder: Path) -> None:
+    before = Bundle.load(folder)
+    assert len(before.hash) == 64
+    write_manifest(folder, replace(before.manifest, metrics={"reported": {"auroc": 0.9}}))
+    measured = Bundle.load(folder)
+    assert measured.manifest.metrics == {"reported": {"auroc": 0.9}}
+    assert measured.hash == before.hash
+    stricter = replace(before.manifest.calibration, threshold=0.9)
+    write_manifest(folder, replace(before.manifest, calibration=stricter))
+    assert Bundle.load(folder).hash != before.hash
 
 
 @pytest.mark.parametrize("name", HASHED)
