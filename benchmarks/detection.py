@@ -271,7 +271,11 @@ def run(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
         files.extend(one.files)
         cases = report.sample(one.cases, args.limit, args.seed)
         drafts = judge.drafts([case.text for case in cases], one.name)
-        return cases, [judged(*each) for each in zip(cases, drafts, strict=True)]
+        found = [judged(*each) for each in zip(cases, drafts, strict=True)]
+        if args.outputs:
+            kind = "" if any(case.unsafe for case in cases) else "_safe"
+            write_outputs(args.outputs / f"{one.name}{kind}.jsonl", cases, found)
+        return cases, found
 
     content: dict[str, Any] = {"sets": {}, "labels": {}, "ordinary": {}}
     content |= {"reliability": {}, "curves": {}}
@@ -296,9 +300,32 @@ def run(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
     return {"header": report.header(args, "detection", guard.info(), files), **content}
 
 
+def write_outputs(path: Path, cases: Sequence[Case], found: Sequence[Judged]) -> None:
+    """Each text with its truth and verdict, for reading by hand; never part of a result."""
+    rows = [
+        {
+            "text": case.text[case.start :],
+            "unsafe": case.unsafe,
+            "score": said.score,
+            "flagged": said.flagged,
+            "spans": [case.text[start:end] for start, end in said.spans],
+            "marked": [case.text[start:end] for start, end in case.spans or ()],
+        }
+        for case, said in zip(cases, found, strict=True)
+    ]
+    report.write_lines(path, rows)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this benchmark."""
+    made = report.arguments(__doc__, "detection")
+    made.add_argument("--outputs", type=Path, help="folder for all verdicts, to be read by hand")
+    return made
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark from the command line; returns the exit status."""
-    args = report.arguments(__doc__, "detection").parse_args(argv)
+    args = parser().parse_args(argv)
     try:
         content = run(args, report.runtime(args))
     except (GuardError, OSError) as error:

@@ -144,11 +144,15 @@ def words_changed(source: str, output: str, edits: Sequence[tuple[Range, Range]]
     return 1 - same / len(left) if left else float(bool(right))
 
 
-def reliability(unsafe: Array, chances: Array, bins: int = 15) -> list[tuple[float, float, int]]:
+def reliability(unsafe: Array, chances: Array, bins: int = 15) -> list[list[float]]:
     """Non-empty bins of equal width of chances `[N]`: mean chance, share unsafe, count."""
     rows = np.minimum((np.asarray(chances) * bins).astype(int), bins - 1)
     return [
-        (float(chances[rows == n].mean()), float(unsafe[rows == n].mean()), int((rows == n).sum()))
+        [
+            round(float(chances[rows == n].mean()), 6),
+            round(float(unsafe[rows == n].mean()), 6),
+            int((rows == n).sum()),
+        ]
         for n in range(bins)
         if (rows == n).any()
     ]

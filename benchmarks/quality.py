@@ -10,7 +10,6 @@ source) and `output`.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -197,12 +196,16 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel | None) 
 
 def write_outputs(path: Path, pairs: Sequence[Pair], systems: Sequence[System]) -> None:
     """What every system said, a line a source, for reading by hand; never part of a result."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as out:
-        for n, pair in enumerate(pairs):
-            said = {s.name: s.outputs[n] for s in systems if n in s.outputs}
-            row = {"id": pair.id, "text": pair.text, "phrases": pair.phrases, "outputs": said}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = [
+        {
+            "id": pair.id,
+            "text": pair.text,
+            "phrases": pair.phrases,
+            "outputs": {s.name: s.outputs[n] for s in systems if n in s.outputs},
+        }
+        for n, pair in enumerate(pairs)
+    ]
+    report.write_lines(path, rows)
 
 
 def parser() -> argparse.ArgumentParser:

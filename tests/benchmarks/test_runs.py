@@ -37,7 +37,9 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_detection_from_data_to_tables(data: Path, byte_engine: ByteEngine, tmp_path: Path) -> None:
-    args = report.arguments("What.", "detection").parse_args(["--data", str(data), "--limit", "20"])
+    outputs = tmp_path / "outputs"
+    options = ["--data", str(data), "--limit", "20", "--outputs", str(outputs)]
+    args = detection.parser().parse_args(options)
     content = detection.run(args, runtime(byte_engine))
     found = content["sets"]["appdia"]["texts"]
     assert (found["count"], found["unsafe"]) == (6, 3)
@@ -45,6 +47,9 @@ def test_detection_from_data_to_tables(data: Path, byte_engine: ByteEngine, tmp_
     assert found["false_positive_rate"]["value"] == 0.0
     assert 0.5 < found["auroc"]["value"] < 1
     assert content["sets"]["authored"]["segments"]["count"] >= 20
+    verdicts = [json.loads(line) for line in (outputs / "appdia.jsonl").read_text().splitlines()]
+    assert sum(row["unsafe"] for row in verdicts) == 3
+    assert [row["spans"] for row in verdicts if row["text"].startswith("You are an")] == [["idiot"]]
     safe = content["ordinary"]["llm_replies"]
     assert (safe["flagged"]["value"], safe["segments"]) == (0.5, 4)
     assert content["time"]["batched"]["segments"] > 24
