@@ -1,6 +1,6 @@
 """Fit the calibration of a bundle anew, its weights as they are.
 
-    python -m train.recalibrate train/configs/smollm2_135m.toml BUNDLE --data DATA
+    python -m train.recalibrate train/configs/smollm2_135m_3.toml BUNDLE --data DATA
 
 For another rule, or for dev data that is closer to what a guard will see.
 """

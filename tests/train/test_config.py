@@ -44,7 +44,7 @@ def test_the_papers_recipe() -> None:
 
 
 def test_the_recipe_of_the_shipped_bundle_pins_its_base() -> None:
-    base = Config.from_toml(CONFIGS / "smollm2_135m.toml").base
+    base = Config.from_toml(CONFIGS / "smollm2_135m_3.toml").base
     assert base.file
     assert base.sha256
     assert len(base.sha256) == 64
