@@ -10,6 +10,7 @@ source) and `output`.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -184,6 +185,8 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel | None) 
             write_outputs(args.outputs / f"{one.name}.jsonl", pairs, systems)
     safe = list(sets.ordinary(args.data, args.authored, args.split))
     content["safe"] = restraint(guard, safe, args.limit, args.batch, args.seed)
+    if args.join:
+        content = joined(args.join, content)
     if args.examples:
         own = sets.rewriting("authored", args.data, args.authored, args.split).pairs
         drawn = report.sample(own, args.examples, args.seed)
@@ -192,6 +195,26 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel | None) 
         args.out.parent.mkdir(parents=True, exist_ok=True)
         (args.out.parent / EXAMPLES).write_text(text, encoding="utf-8")
     return content
+
+
+def joined(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """A result with the sets that another run measured on the same bundle; the header names both.
+
+    Raises:
+        ValueError: the other result is of another bundle.
+    """
+    other = json.loads(path.read_text("utf-8"))
+    mine, theirs = content["header"], other["header"]
+    if mine["model"]["bundle_hash"] != theirs["model"]["bundle_hash"]:
+        raise ValueError(f"{path} is of another bundle")
+    header = mine | {
+        "command": f"{theirs['command']} && {mine['command']}",
+        "data": theirs["data"] | mine["data"],
+    }
+    return content | {
+        "header": header,
+        **{part: other[part] | content[part] for part in ("sets", "safe")},
+    }
 
 
 def write_outputs(path: Path, pairs: Sequence[Pair], systems: Sequence[System]) -> None:
@@ -224,6 +247,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--examples", type=int, default=0, help=f"moderations to write into {EXAMPLES}"
+    )
+    made.add_argument(
+        "--join",
+        type=Path,
+        metavar="FILE",
+        help="result of another run on the same bundle, whose sets are taken over at the end",
     )
     made.add_argument(
         "--shots", type=int, default=2, help="examples in the prompt of the base model"

@@ -56,6 +56,10 @@ Guard(model="FOLDER").rewrite("...")
 
 Threshold {threshold}, span threshold {span_threshold}; both chosen on dev data.
 
+## Reported figures
+<!-- figures -->
+<!-- /figures -->
+
 ## Limits
 English only. Small: it misses what needs knowledge or long context, and a rewrite can lose a nuance
 even when it passes verification. Sarcasm, dialect and reclaimed words are judged unevenly. Do not
