@@ -131,7 +131,7 @@ def flips_negation(source: str, output: str, references: Sequence[str]) -> bool:
 
 
 def words_changed(source: str, output: str, edits: Sequence[tuple[Range, Range]]) -> float:
-    """Share of the words outside of the edits that are not the same.
+    """Share of the words outside of the edits that came, went or are not the same.
 
     `edits` are pairs of ranges, in the source and in the output.
     """
@@ -141,7 +141,8 @@ def words_changed(source: str, output: str, edits: Sequence[tuple[Range, Range]]
         size
         for *_, size in SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
     )
-    return 1 - same / len(left) if left else float(bool(right))
+    most = max(len(left), len(right))
+    return 1 - same / most if most else 0.0
 
 
 def reliability(unsafe: Array, chances: Array, bins: int = 15) -> list[list[float]]:
@@ -168,6 +169,11 @@ def kept_facts(source: str, output: str) -> tuple[int, int]:
     """How many numbers, dates, addresses and the like `output` kept, and how many `source` has."""
     total = len(protected(source))
     return total - len(missing(source, output)), total
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, as they are written."""
+    return re.findall(r"\w+", text)
 
 
 def names(text: str) -> set[str]:

@@ -6,6 +6,7 @@ installed; a service sees the texts of the evaluation sets, so its terms apply.
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
 import os
@@ -142,10 +143,12 @@ def _post(url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
                 return json.load(answer)
         except urllib.error.HTTPError as error:
+            error.close()
             busy = error.code in (429, 500, 502, 503, 504)
             if not busy or attempt == TRIES - 1:
                 raise ServiceError(f"{url} answered {error.code}.") from None
-            time.sleep(float(error.headers.get("Retry-After") or 2**attempt))
-        except (urllib.error.URLError, TimeoutError):
+            told = error.headers.get("Retry-After", "")
+            time.sleep(float(told) if told.isdecimal() else 2**attempt)  # it may be a date
+        except (OSError, http.client.HTTPException):
             raise ServiceError(f"{url} cannot be reached.") from None
     raise ServiceError(f"{url} did not answer.")

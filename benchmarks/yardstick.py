@@ -127,7 +127,8 @@ def _whole(pair: Pair, output: str) -> bool:
     kept, _ = metrics.kept_facts(pair.text, output)
     best = max(metrics.kept_facts(pair.text, reference)[0] for reference in pair.references)
     common = metrics.names(pair.text).intersection(*map(metrics.names, pair.references))
-    return kept >= best and common <= metrics.names(output)
+    words = set(metrics.words(output))
+    return kept >= best and common <= words
 
 
 def _recall(kept: Any, total: Any) -> float | None:
