@@ -52,7 +52,7 @@ def test_without_matplotlib_the_extra_is_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    with pytest.raises(MissingExtra, match=r"srllm-guard\[train\]"):
+    with pytest.raises(MissingExtra, match=r"srllm-guard\[bench\]"):
         DRAWN[name](tmp_path / "none.png")
 
 
