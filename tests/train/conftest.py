@@ -57,11 +57,15 @@ seed = 3
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums in another order differ in their last bit, and exactness is tested here."""
+    """Sums in another order differ in their last bit, and exactness is tested here.
+
+    What the command line of a run sets for the whole process is undone after each test.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
