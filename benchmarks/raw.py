@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from benchmarks.metrics import Range
-from srllm_guard.engines.base import Request
-from srllm_guard.ladder import SLACK
-from srllm_guard.prompt import left_context
+from srllm_guard.ladder import rewrite_request
 from srllm_guard.runtime import Runtime
 from srllm_guard.text.segments import Segment, segments
 
@@ -30,7 +28,7 @@ def rewritten(
     A rewrite that is cut off at the limit leaves its segment as it was.
     """
     jobs = [
-        (number, segment, request(runtime, text, segment, ranges))
+        (number, segment, rewrite_request(runtime.prompt, text, segment, ranges))
         for number, (text, found) in enumerate(zip(texts, marks, strict=True))
         for segment, ranges in marked(text, found)
     ]
@@ -65,17 +63,6 @@ def marked(text: str, ranges: Sequence[Range]) -> list[tuple[Segment, list[Range
         if inside and segment.kind == "prose":
             found.append((segment, _apart(inside)))
     return found
-
-
-def request(runtime: Runtime, text: str, segment: Segment, marks: Sequence[Range]) -> Request:
-    """The request for one greedy rewrite of a segment."""
-    source = text[segment.start : segment.end]
-    prompt = runtime.prompt
-    return Request(
-        prompt=prompt.rewrite(source, marks, left_context(text, segment.start)),
-        stop=frozenset({prompt.end}),
-        limit=2 * len(prompt.encode(source)) + SLACK,
-    )
 
 
 def _apart(ranges: Sequence[Range]) -> list[Range]:

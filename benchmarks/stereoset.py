@@ -205,9 +205,9 @@ def model_info(bundle: Bundle, device: str) -> dict[str, Any]:
     """
     manifest = bundle.manifest
     return {
-        "bundle": f"{manifest.name} {manifest.version}",
+        "bundle": manifest.title,
         "bundle_hash": bundle.hash,
-        "base_hash": manifest.base.sha256 or manifest.base.id,
+        "base_hash": manifest.base.hash,
         "threshold": manifest.calibration.threshold,
         "engine": "transformers",
         "device": str(find_device(device)),

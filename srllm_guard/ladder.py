@@ -167,14 +167,8 @@ class Ladder:
         marks = self._marks(job)
         phrases = [job.source[start:end] for start, end in marks] if barred else []
         sequences = {ids for phrase in phrases for ids in self._prompt.barred(phrase)}
-        return Request(
-            prompt=self._prompt.rewrite(
-                job.source, marks, left_context(job.text, job.segment.start)
-            ),
-            stop=frozenset({self._prompt.end}),
-            limit=2 * len(self._prompt.encode(job.source)) + SLACK,
-            barred=tuple(sorted(sequences)),
-        )
+        greedy = rewrite_request(self._prompt, job.text, job.segment, marks)
+        return replace(greedy, barred=tuple(sorted(sequences)))
 
     def _marks(self, job: Job) -> list[Range]:
         return unprotected(job.source, job.spans, self._policy) or [(0, len(job.source))]
@@ -254,6 +248,16 @@ class Ladder:
             (verdicts[at], bound(text, verdicts)[at]) if here else (NOTHING, False)
             for verdicts, (text, _, at, here) in zip(found, texts, strict=True)
         ]
+
+
+def rewrite_request(prompt: Prompt, text: str, segment: Segment, marks: Sequence[Range]) -> Request:
+    """One greedy rewrite of a segment of `text`; the marks are at offsets of the segment."""
+    source = text[segment.start : segment.end]
+    return Request(
+        prompt=prompt.rewrite(source, marks, left_context(text, segment.start)),
+        stop=frozenset({prompt.end}),
+        limit=2 * len(prompt.encode(source)) + SLACK,
+    )
 
 
 def named(error: EngineError) -> str:

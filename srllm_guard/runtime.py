@@ -82,9 +82,9 @@ def load(
         engine=running,
         prompt=prompt,
         calibration=manifest.calibration,
-        bundle=f"{manifest.name} {manifest.version}",
+        bundle=manifest.title,
         bundle_hash=bundle.hash,
-        base_hash=manifest.base.sha256 or manifest.base.id,
+        base_hash=manifest.base.hash,
     )
 
 

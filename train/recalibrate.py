@@ -42,7 +42,10 @@ def recalibrate(
     prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
     found = corpus(config, data, authored)
     calibration, metrics = calibrate(model, prompt, found)
-    write_bundle(folder, model, config, calibration, metrics, data=data, authored=authored)
+    start = bundle.manifest.training.get("start")
+    write_bundle(
+        folder, model, config, calibration, metrics, data=data, authored=authored, start=start
+    )
     log.info("threshold %s, was %s", calibration.threshold, bundle.manifest.calibration.threshold)
 
 

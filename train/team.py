@@ -1,6 +1,6 @@
 """Several processes train one model: each takes part of a step, and their gradients are added.
 
-Started by torchrun, with one process for each core or GPU:
+Started by torchrun, with one process for each core:
 
     torchrun --nproc-per-node 2 -m train.run CONFIG --data DATA --out RUN --threads 1
 
@@ -34,7 +34,7 @@ class Team:
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("gloo")
         return cls(distributed.get_rank(), size)
 
     @property

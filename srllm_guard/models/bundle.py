@@ -51,6 +51,11 @@ class Base:
         """Repository, revision and file in one string."""
         return f"{self.repo}@{self.revision}" + (f"/{self.file}" if self.file else "")
 
+    @property
+    def hash(self) -> str:
+        """sha256 of the weights, or the id of a base that has no single file."""
+        return self.sha256 or self.id
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -90,6 +95,11 @@ class Manifest:
     """Data hashes, seed, code revision."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Figures on dev data, as measured when the bundle was made."""
+
+    @property
+    def title(self) -> str:
+        """Name and version, as results have them."""
+        return f"{self.name} {self.version}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return what guard.json holds."""
