@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from srllm_guard.engines.base import Continuation, Engine, Request, Scores, Window
+from srllm_guard.engines.base import Asked, Continuation, Engine, Request, Scores, Window
 from srllm_guard.errors import DeadlineExceeded, EngineError, GuardError
 from srllm_guard.labels import CATEGORIES, N_LOGITS
 
@@ -70,8 +70,9 @@ class Calls:
         found = self._timed(stage, lambda: self.gate.engine.detect(windows))
         _check_count(found, windows)
         for scores, window in zip(found, windows, strict=True):
-            _check_shape(scores, "labels", (window.segments, N_LOGITS))
-            _check_shape(scores, "spans", (len(window.ids), len(CATEGORIES)))
+            labels, spans = getattr(scores, "labels", None), getattr(scores, "spans", None)
+            _check_floats(labels, "labels", (window.segments, N_LOGITS))
+            _check_floats(spans, "spans", (len(window.ids), len(CATEGORIES)))
         return found
 
     def generate(self, requests: Sequence[Request]) -> list[Continuation]:
@@ -83,6 +84,16 @@ class Calls:
         for continuation in found:
             _check_continuation(continuation)
         return found
+
+    def score(self, asked: Sequence[Asked]) -> list[float]:
+        """Natural logarithm of the probability of each continuation; errors as `detect`."""
+        if not asked:
+            return []
+        found = self._timed("rewrite", lambda: self.gate.engine.score(asked))
+        _check_count(found, asked)
+        for chances, each in zip(found, asked, strict=True):
+            _check_floats(chances, "likelihoods", (len(each.ids),))
+        return [float(chances.astype(np.float64).sum()) for chances in found]
 
     def total(self) -> float:
         """Milliseconds since the calls were opened."""
@@ -146,8 +157,7 @@ def _check_count(found: object, asked: Sequence[object]) -> None:
         raise EngineError(f"The engine gave {count} results where {len(asked)} were asked for.")
 
 
-def _check_shape(scores: object, name: str, shape: tuple[int, int]) -> None:
-    values = getattr(scores, name, None)
+def _check_floats(values: object, name: str, shape: tuple[int, ...]) -> None:
     if not isinstance(values, np.ndarray) or values.shape != shape:
         got = getattr(values, "shape", type(values).__name__)
         raise EngineError(f"The engine gave {name} of shape {got} where {shape} is right.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from srllm_guard.detector import GAP, Verdict, summarise
 from srllm_guard.labels import LABELS, RISKS
 from srllm_guard.ladder import Job
 from srllm_guard.language import Language
+from srllm_guard.prompt import Range
 from srllm_guard.results import Detection, Edit
 from srllm_guard.text.segments import Segment
 
@@ -92,14 +93,14 @@ class Repair:
     def splice(self) -> tuple[str, tuple[Edit, ...]]:
         """The text with its replacements, put in from the end so that offsets stay right."""
         ordered = sorted(self.jobs.values(), key=lambda job: job.segment.start)
+        places = _places(self.draft.text, ordered)
         released = self.draft.text
-        for job in reversed(ordered):
-            start, end = job.segment.start, job.segment.end
+        for job, (start, end) in zip(reversed(ordered), reversed(places), strict=True):
             released = released[:start] + _new(job) + released[end:]
         edits, shift = [], 0
-        for job in ordered:
-            edits.append(_edit(job, shift))
-            shift += len(_new(job)) - len(job.source)
+        for job, (start, end) in zip(ordered, places, strict=True):
+            edits.append(_edit(job, start, end, shift))
+            shift += len(_new(job)) - (end - start)
         return released, tuple(edits)
 
     def reopen(self, found: Draft) -> None:
@@ -137,17 +138,38 @@ def _new(job: Job) -> str:
     return job.source if job.replacement is None else job.replacement
 
 
-def _edit(job: Job, shift: int) -> Edit:
-    start, new = job.segment.start, _new(job)
+def _places(text: str, ordered: Sequence[Job]) -> list[Range]:
+    """What each replacement takes the place of: its segment.
+
+    Where nothing comes instead, also the blanks before it, or behind it at the start of a line.
+    """
+    found: list[Range] = []
+    last = 0
+    for job in ordered:
+        start, end = job.segment.start, job.segment.end
+        if not _new(job):
+            before = text[last:start]
+            kept = before.rstrip(" \t")
+            if (kept and kept[-1] != "\n") or (found and _new(ordered[len(found) - 1])):
+                start = last + len(kept)
+            else:
+                end += len(text[end:]) - len(text[end:].lstrip(" \t"))
+        found.append((start, end))
+        last = end
+    return found
+
+
+def _edit(job: Job, start: int, end: int, shift: int) -> Edit:
+    new, origin = _new(job), job.segment.start
     return Edit(
         start=start,
-        end=job.segment.end,
+        end=end,
         new_start=start + shift,
         new_end=start + shift + len(new),
-        original=job.source,
+        original=job.text[start:end],
         replacement=new,
         action=job.outcome or "block",
-        spans=tuple(replace(s, start=s.start + start, end=s.end + start) for s in job.spans),
+        spans=tuple(replace(s, start=s.start + origin, end=s.end + origin) for s in job.spans),
         reasons=tuple(dict.fromkeys(job.reasons)),
     )
 

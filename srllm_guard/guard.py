@@ -131,6 +131,7 @@ class Guard:
             **self._moderator.provenance.to_dict(),
             "threshold": self._moderator.threshold,
             "release_threshold": self._moderator.release,
+            "min_likelihood": self._moderator.likelihood,
             "prompt": runtime.prompt.template,
             "max_tokens": runtime.engine.max_tokens,
             "engine_info": runtime.engine.info(),

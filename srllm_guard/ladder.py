@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from srllm_guard.calls import Calls
 from srllm_guard.detector import GAP, NOTHING, Detector, Verdict
-from srllm_guard.engines.base import Request
+from srllm_guard.engines.base import Asked, Request
 from srllm_guard.errors import DeadlineExceeded, EngineError
 from srllm_guard.policy import Policy
 from srllm_guard.prompt import Prompt, Range, left_context
 from srllm_guard.results import Span
 from srllm_guard.text.segments import Segment
-from srllm_guard.verify import closeness, faults, unprotected
+from srllm_guard.trim import trims
+from srllm_guard.verify import closeness, faults, omission_faults, unprotected
 
 Outcome = Literal["rewrite", "mask"]
 Flags = Callable[[str, Sequence[Verdict]], list[bool]]
@@ -53,6 +54,13 @@ class Job:
         """The segment as it was."""
         return self.text[self.segment.start : self.segment.end]
 
+    @property
+    def has_company(self) -> bool:
+        """Whether a safe sentence stands beside it on its line."""
+        gaps = [self.text[s.end : self.segment.start] for s in self.before]
+        gaps += [self.text[self.segment.end : s.start] for s in self.behind]
+        return any(not gap.strip(" \t") for gap in gaps)
+
     def reopen(self, reason: str) -> None:
         """Take the replacement back: the next attempt has to find another one."""
         self.replacement, self.outcome = None, None
@@ -78,16 +86,24 @@ class Ladder:
         policy: rungs, and bounds of the checks.
         flags: which verdicts are unsafe; a mask holds where there is none.
         doubts: likewise, and stricter; a rewrite holds where there is none.
+        likelihood: a rewrite holds if the model gives it at least this; None asks for none.
     """
 
     def __init__(
-        self, prompt: Prompt, detector: Detector, policy: Policy, flags: Flags, doubts: Flags
+        self,
+        prompt: Prompt,
+        detector: Detector,
+        policy: Policy,
+        flags: Flags,
+        doubts: Flags,
+        likelihood: float | None = None,
     ) -> None:
         self._prompt = prompt
         self._detector = detector
         self._policy = policy
         self._flags = flags
         self._doubts = doubts
+        self._likelihood = likelihood
 
     def walk(self, jobs: Sequence[Job], calls: Calls) -> None:
         """Give every job that can be made safe its replacement; the rest keep None.
@@ -133,14 +149,26 @@ class Ladder:
         policy = self._policy
         for rung in policy.rungs:
             if rung == "rewrite":
-                yield Attempt("rewrite", "rewrite", lambda jobs: self._decode(jobs, calls))
+                yield Attempt("rewrite", "rewrite", lambda jobs: self._edit(jobs, calls))
                 yield Attempt(
                     "barred", "rewrite", lambda jobs: self._decode(jobs, calls, barred=True)
                 )
             elif rung == "candidates":
                 yield Attempt("candidates", "rewrite", lambda jobs: self._sample(jobs, calls))
+            elif rung == "omit":
+                yield Attempt("omit", "rewrite", lambda jobs: [[""] for _ in jobs])
             elif rung == "mask":
                 yield Attempt("mask", "mask", lambda jobs: [self._masks(job) for job in jobs])
+
+    def _edit(self, jobs: Sequence[Job], calls: Calls) -> list[list[str]]:
+        """What the model says, and deletions where it can tell whether they still are sentences."""
+        found = self._decode(jobs, calls)
+        if self._likelihood is None:
+            return found
+        return [
+            list(dict.fromkeys([*texts, *trims(job.source, self._marks(job))]))
+            for job, texts in zip(jobs, found, strict=True)
+        ]
 
     def _decode(
         self, jobs: Sequence[Job], calls: Calls, *, barred: bool = False
@@ -200,6 +228,8 @@ class Ladder:
                     job.reasons += [f"{attempt.name}: {reason}" for reason in wrong]
                 else:
                     open_.append((job, rank, text))
+        chances = self._chances(open_, attempt, calls)
+        open_ = [each for each in open_ if self._likely(each, chances, attempt)]
         bound = self._doubts if attempt.outcome == "rewrite" else self._flags
         unsafe = self._judge([(job, text) for job, _, text in open_], bound, calls)
         ranked: dict[int, list[tuple[float, float, int, str]]] = {}
@@ -207,18 +237,48 @@ class Ladder:
             if flagged:
                 job.reasons.append(f"{attempt.name}: still_unsafe")
                 continue
-            near = closeness(job.source, text)
-            # Safety first, in tenths; among equals the closest to what was said.
-            key = (round(verdict.score, 1), -near, rank, text)
+            if attempt.outcome == "mask":
+                key = (0.0, 0.0, rank, text)
+            elif (chance := chances.get((id(job), text))) is not None:
+                key = (-round(chance, 2), verdict.score, rank, text)
+            else:
+                # Safety first, in tenths; among equals the closest to what was said.
+                key = (round(verdict.score, 1), -closeness(job.source, text), rank, text)
             ranked.setdefault(id(job), []).append(key)
         for job in jobs:
             if choice := ranked.get(id(job)):
-                best = min(choice, key=lambda key: key[2:] if attempt.outcome == "mask" else key)
-                job.replacement, job.outcome = best[3], attempt.outcome
+                job.replacement, job.outcome = min(choice)[3], attempt.outcome
+
+    def _chances(
+        self, open_: Sequence[tuple[Job, int, str]], attempt: Attempt, calls: Calls
+    ) -> dict[tuple[int, str], float]:
+        """The likelihood of each proposal of the model or the scissors, by job and text."""
+        if self._likelihood is None or attempt.name not in ("rewrite", "barred", "candidates"):
+            return {}
+        asked = [
+            Asked(self._request(job, barred=False).prompt, self._prompt.target(text))
+            for job, _, text in open_
+        ]
+        keys = [(id(job), text) for job, _, text in open_]
+        return dict(zip(keys, calls.score(asked), strict=True))
+
+    def _likely(
+        self, each: tuple[Job, int, str], chances: Mapping[tuple[int, str], float], attempt: Attempt
+    ) -> bool:
+        job, _, text = each
+        chance = chances.get((id(job), text))
+        if self._likelihood is None or chance is None or chance >= self._likelihood:
+            return True
+        job.reasons.append(f"{attempt.name}: unlikely")
+        return False
 
     def _wrong(self, job: Job, text: str, attempt: Attempt) -> tuple[str, ...]:
         if attempt.outcome == "mask":
             return ("unchanged",) if text == job.source else ()
+        if attempt.name == "omit":
+            if not job.has_company:
+                return ("stands_alone",)
+            return omission_faults(job.source, job.spans, self._policy)
         if len(text.splitlines()) > 1:
             return ("line_break",)
         near = job.text[max(0, job.segment.start - GAP) : job.segment.end + GAP]

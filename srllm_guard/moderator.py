@@ -36,7 +36,11 @@ class Moderator:
         chosen, release = policy.threshold, policy.release_threshold
         self.threshold = calibrated.threshold if chosen is None else chosen
         self.release = min(calibrated.release if release is None else release, self.threshold)
-        self._ladder = Ladder(runtime.prompt, self._detector, policy, self._flags, self._doubts)
+        least = policy.min_likelihood
+        self.likelihood = calibrated.likelihood if least is None else least
+        self._ladder = Ladder(
+            runtime.prompt, self._detector, policy, self._flags, self._doubts, self.likelihood
+        )
         self.provenance = Provenance(
             bundle=runtime.bundle,
             bundle_hash=runtime.bundle_hash,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from srllm_guard.errors import PolicyError
 from srllm_guard.labels import RISKS
 
-RUNGS: tuple[str, ...] = ("rewrite", "candidates", "mask", "block")
+RUNGS: tuple[str, ...] = ("rewrite", "candidates", "omit", "mask", "block")
 """The rungs of the ladder, in the only order that makes sense."""
 
 MAX_CANDIDATES = 32
@@ -49,9 +49,14 @@ class Policy:
     label_thresholds: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Flags a segment also when one label alone reaches its number (0..1). Keys: "bias" (the
     probability of "yes"), "toxicity" (of "mild" or "high"), "harm" (of "medium" or "high")."""
+    min_likelihood: float | None = None
+    """A rewrite is released only if the model gives it at least this likelihood (natural
+    logarithm, at most 0); None: the number that was calibrated for the bundle."""
     ladder: tuple[str, ...] = RUNGS
     """What is tried in turn until a result is verified, a part of `RUNGS` in that order: "rewrite"
-    (greedy decoding), "candidates" (seeded sampling), "mask" (the unsafe phrases), "block"."""
+    (greedy decoding, and deletions of the unsafe phrases), "candidates" (seeded sampling), "omit"
+    (the sentence is left out, where another stands beside it and it says little but what is
+    unsafe), "mask" (the unsafe phrases), "block"."""
     on_fail: Literal["block", "mask", "pass"] = "block"
     """How the ladder ends. "block": withhold the text. "mask": mask, and never block. "pass":
     release the original, which needs `fail_open=True`."""
@@ -243,6 +248,7 @@ _MESSAGE = f"a string of at most {MAX_MESSAGE} characters without lone surrogate
 _RULES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "threshold": ("a number from 0 to 1, or None", _optional(_number(0, 1))),
     "release_threshold": ("a number from 0 to 1, or None", _optional(_number(0, 1))),
+    "min_likelihood": ("a number of at most 0, or None", _optional(_number(-math.inf, 0))),
     "label_thresholds": (
         f"a mapping of {_either(RISKS)} to numbers from 0 to 1",
         _label_thresholds,

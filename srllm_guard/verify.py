@@ -114,7 +114,7 @@ def faults(
         for span in spans
         for start, end in unprotected(source, [span], policy)
     ]
-    new = _new_words(source, rewrite, context)
+    new = new_words(source, rewrite, context)
     checks = {
         "garbled": rewrite.count("\ufffd") > source.count("\ufffd"),  # half a character
         "meta_talk": _META.search(rewrite) and not _META.search(source),
@@ -133,6 +133,24 @@ def faults(
         *sorted({f"lost_{part.kind}" for part in lost}),
         *_names(source, rewrite, marks, context),
         *_negation(source, rewrite, marks),
+    )
+
+
+def omission_faults(source: str, spans: Sequence[Span], policy: Policy) -> tuple[str, ...]:
+    """Why `source` must not be left out as a whole; empty when nothing speaks against it.
+
+    Returns:
+        "lost_<kind>" and "lost_name" as `faults` has them, and "lost_content" where less than half
+        of the words that say something are unsafe.
+    """
+    marks = [(span.start, span.end) for span in spans]
+    telling = [m for m in _WORD.finditer(source) if m.group().casefold() not in _FUNCTION]
+    inside = sum(_overlaps(m.span(), marks) for m in telling)
+    lost = missing(source, "", quotations=policy.protect_quotations)
+    return (
+        *sorted({f"lost_{part.kind}" for part in lost}),
+        *(reason for reason in _names(source, "", marks, "") if reason == "lost_name"),
+        *(("lost_content",) if 2 * inside < len(telling) else ()),
     )
 
 
@@ -203,7 +221,7 @@ def _names(source: str, rewrite: str, marks: Sequence[Range], context: str) -> l
     return found
 
 
-def _new_words(source: str, rewrite: str, context: str) -> set[str]:
+def new_words(source: str, rewrite: str, context: str = "") -> set[str]:
     """Words of the rewrite that say something and that nobody said before."""
     return _stems(rewrite) - _stems(source) - _stems(context) - _FUNCTION
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from srllm_guard.engines.base import Continuation, Ids, Request, Scores, Window
+from srllm_guard.engines.base import Asked, Continuation, Floats, Ids, Request, Scores, Window
 from srllm_guard.labels import CATEGORIES, N_LOGITS, SLICES, UNSAFE
 from srllm_guard.models.bundle import Calibration
 from srllm_guard.prompt import TEMPLATES, Prompt
@@ -45,6 +45,12 @@ SPOILED: dict[str, dict[str, Callable[[list[Any]], Any]]] = {
         "negative": lambda found: [Continuation((-1, *c.ids), c.finished) for c in found],
         "huge": lambda found: [Continuation((2**40, *c.ids), c.finished) for c in found],
         "unfinished": lambda found: [Continuation(c.ids, finished=False) for c in found],
+    },
+    "score": {
+        "none": lambda found: None,
+        "count": lambda found: found[:-1],
+        "shape": lambda found: [s[:-1] for s in found],
+        "nan": lambda found: [s * np.float32("nan") for s in found],
     },
 }
 """Faults that spoil the results of a verb; "raise" and "hang" can happen in both as well."""
@@ -77,9 +83,11 @@ class ByteEngine:
     fault: str | None = None
     """"raise", "hang", or a key of `SPOILED` or `INSTEAD`."""
     within: str = "both"
-    """The verb that the fault happens in: "detect", "generate" or "both"."""
+    """The verb that the fault happens in: "detect", "generate", "score" or "both" of the first."""
     only: str | None = None
     """The fault happens only where this is part of what the engine reads."""
+    unlikely: tuple[str, ...] = ()
+    """What makes a continuation that holds it improbable."""
     crowded: bool = False
     """Whether a replacement is unsafe beside another one, so that only the whole text tells."""
     name: str = "bytes"
@@ -119,6 +127,15 @@ class ByteEngine:
         self.asked += requests
         texts = [self.read(request.prompt) for request in requests]
         return self._result("generate", texts, [self._continue(request) for request in requests])
+
+    def score(self, asked: Sequence[Asked]) -> list[Floats]:
+        """See `Engine.score`."""
+        texts = [self.read(each.ids) for each in asked]
+        found = []
+        for text, each in zip(texts, asked, strict=True):
+            odd = any(word in text for word in self.unlikely)
+            found.append(np.full(len(each.ids), -1.0 if odd else -0.01, np.float32))
+        return self._result("score", texts, found)
 
     def info(self) -> dict[str, Any]:
         """See `Engine.info`."""
@@ -202,7 +219,7 @@ class ByteEngine:
 
     def _result(self, verb: str, texts: Sequence[str], found: list[Any]) -> list[Any]:
         """Results that were right, after the fault has happened to them."""
-        here = self.within in (verb, "both")
+        here = self.within == verb or (self.within == "both" and verb != "score")
         bad = [text for text in texts if here and (self.only is None or self.only in text)]
         if not bad:
             return found

@@ -48,8 +48,12 @@ MOST = 800
 """Examples of each source that the fit reads."""
 
 
-def calibrate(model: Model, prompt: Prompt, corpus: Corpus) -> tuple[Calibration, dict[str, Any]]:
+def calibrate(
+    model: Model, prompt: Prompt, corpus: Corpus, likelihood: float | None = None
+) -> tuple[Calibration, dict[str, Any]]:
     """Fit the calibration on the dev splits; also returns their figures, by source.
+
+    `likelihood` is taken over: it is chosen by reading.
 
     Raises:
         ConfigError: there is no dev example at all.
@@ -86,6 +90,7 @@ def calibrate(model: Model, prompt: Prompt, corpus: Corpus) -> tuple[Calibration
         threshold=threshold,
         release=min(threshold, _best_f1(mine, own.unsafe == 1, GRID)),
         span_threshold=_span_threshold(own),
+        likelihood=likelihood,
     )
     return calibration, {name: judged.figures() for name, judged in found.items()}
 

@@ -76,6 +76,13 @@ class Data:
     """Share of the safe authored records that are also taught to be copied."""
     noisy_marks: float = 0.5
     """Share of pairs whose marks are made imperfect."""
+    most_new: int = 0
+    """Pairs of authored records whose variation brings more new words of content are not taught;
+    0 teaches all."""
+    deletions: float = 0.0
+    """Also teach deletions as answers to the pairs that `most_new` leaves out: those that the
+    bundle which training starts from finds at least this likely (natural logarithm, negative); 0
+    teaches none. See `train.deletions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,9 @@ class Training:
     never stops and keeps the last."""
     stop: int = 0
     """End after this many steps, on the schedule of the whole run; 0 does all of them."""
+    rewriting_only: bool = False
+    """Train nothing but the adapter's layers behind the detection layer, so that what is detected
+    stays as it is to the last bit."""
     seed: int = 0
 
 
@@ -138,6 +148,9 @@ class Config:
     training: Training = Training()
     refit: Refit | None = None
     """None keeps the heads of the joint training."""
+    likelihood: float | None = None
+    """`Calibration.likelihood` of the bundle, at most 0; chosen by reading rewrites of dev texts,
+    and put in by `train.recalibrate`."""
 
     @classmethod
     def from_toml(cls, path: Path) -> Config:
@@ -168,8 +181,10 @@ class Config:
                 parts[key] = _section(sections[key], value, f"{path.name} [{key}]")
             elif key in ("name", "prompt"):
                 parts[key] = _checked(value, str, f"{path.name} {key}")
+            elif key == "likelihood":
+                parts[key] = _checked(value, float, f"{path.name} {key}")
             else:
-                known = ", ".join(("name", "prompt", *sections))
+                known = ", ".join(("name", "prompt", "likelihood", *sections))
                 raise ConfigError(f"{path.name}: unknown key {key!r}.", hint=f"Known: {known}.")
         try:
             return cls(**parts)
@@ -209,7 +224,10 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ConfigError(f"{where} is {value!r}.", hint=f"Known: {', '.join(_CHOICES[name])}.")
     least = 1 if name in _NATURAL else 0
-    if isinstance(value, int | float) and value < least:
+    if name in ("deletions", "likelihood"):
+        if value > 0:
+            raise ConfigError(f"{where} is {value!r}.", hint="It is a logarithm: at most 0.")
+    elif isinstance(value, int | float) and value < least:
         raise ConfigError(f"{where} is {value!r}.", hint=f"It is at least {least}.")
     return value
 

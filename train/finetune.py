@@ -40,6 +40,8 @@ class Corpus:
     dev: dict[str, list[Example]]
     ordinary: list[str] = field(default_factory=list)
     """Safe prose that is read for the threshold alone."""
+    deletions: list[rewriting.Pair] = field(default_factory=list)
+    """Pairs that `train.deletions` made of the training examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,14 @@ def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[S
         name: drawn(corpus.train[name], most, seed) for name, most in config.data.rewriting.items()
     }
     examples = [example for part in pools.values() for example in part]
-    pairs = rewriting.items(examples, prompt, seed, noisy=config.data.noisy_marks)
+    pairs = rewriting.items(
+        examples,
+        prompt,
+        seed,
+        noisy=config.data.noisy_marks,
+        most_new=config.data.most_new,
+        more=corpus.deletions,
+    )
     pairs += rewriting.copies(pools.get("cmd", []), prompt, seed, config.data.copies)
     pairs = [item for item in pairs if len(item) <= settings.max_length]
     judged: list[Example] = []
@@ -242,7 +251,7 @@ def _trainable(model: Model) -> list[torch.nn.Parameter]:
 
 def _dev(corpus: Corpus, prompt: Prompt, config: Config) -> Step:
     examples = [example for part in corpus.dev.values() for example in part]
-    pairs = rewriting.items(examples, prompt, seed=0, noisy=0.0)
+    pairs = rewriting.items(examples, prompt, seed=0, noisy=0.0, most_new=config.data.most_new)
     own = corpus.dev.get("cmd", examples)
     pairs = [item for item in pairs if len(item) <= config.training.max_length]
     return Step(

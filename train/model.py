@@ -38,6 +38,13 @@ class Model(nn.Module):
         model.heads = heads
         return model
 
+    def freeze_detection(self) -> None:
+        """Train nothing that detection reads: neither heads nor the adapter up to their layer."""
+        self.heads.requires_grad_(False)
+        for number, layer in enumerate(self.language.get_base_model().model.layers):
+            if number < self.layer:
+                layer.requires_grad_(False)
+
     def rewriting_loss(self, batch: rewriting.Batch) -> Tensor:
         """Mean cross-entropy of the answers' tokens; logits are computed for those alone."""
         base = self.language.get_base_model()

@@ -41,7 +41,7 @@ def recalibrate(
     model = load(config, bundle, weights)
     prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
     found = corpus(config, data, authored)
-    calibration, metrics = calibrate(model, prompt, found)
+    calibration, metrics = calibrate(model, prompt, found, config.likelihood)
     start = bundle.manifest.training.get("start")
     write_bundle(
         folder, model, config, calibration, metrics, data=data, authored=authored, start=start

@@ -20,6 +20,7 @@ from torch import Tensor
 from srllm_guard.engines.base import Ids
 from srllm_guard.prompt import Prompt, Range, left_context
 from srllm_guard.text.segments import Segment, segments
+from srllm_guard.verify import new_words
 from train.diff import removed_spans
 from train.example import Example
 
@@ -119,19 +120,37 @@ def imperfect(marks: Sequence[Range], text: str, draw: random.Random) -> tuple[R
 
 
 def items(
-    examples: Sequence[Example], prompt: Prompt, seed: int, *, noisy: float = 0.5
+    examples: Sequence[Example],
+    prompt: Prompt,
+    seed: int,
+    *,
+    noisy: float = 0.5,
+    most_new: int = 0,
+    more: Sequence[Pair] = (),
 ) -> list[Item]:
-    """Items of all pairs in `examples`; a share `noisy` of them with imperfect marks."""
+    """Items of all pairs in `examples` and of `more`; a share `noisy` with imperfect marks.
+
+    With `most_new` those authored ones alone that bring no more new words.
+    """
     draw = random.Random(seed)
-    found = []
-    for example in examples:
-        for pair in pairs(example, draw):
-            noise = draw.random() < noisy
-            marks = imperfect(pair.marks, pair.text, draw) if noise else pair.marks
-            found.append(
-                Item(prompt.rewrite(pair.text, marks, pair.context), prompt.target(pair.safe))
-            )
-    return found
+    found = [
+        _item(pair, prompt, draw, noisy)
+        for example in examples
+        for pair in pairs(example, draw)
+        if not (most_new and example.source == "cmd") or new(pair) <= most_new
+    ]
+    return found + [_item(pair, prompt, draw, noisy) for pair in more]
+
+
+def new(pair: Pair) -> int:
+    """How many words of content a variation brings that nobody said before."""
+    return len(new_words(pair.text, pair.safe, pair.context))
+
+
+def _item(pair: Pair, prompt: Prompt, draw: random.Random, noisy: float) -> Item:
+    noise = draw.random() < noisy
+    marks = imperfect(pair.marks, pair.text, draw) if noise else pair.marks
+    return Item(prompt.rewrite(pair.text, marks, pair.context), prompt.target(pair.safe))
 
 
 def copies(examples: Sequence[Example], prompt: Prompt, seed: int, share: float) -> list[Item]:

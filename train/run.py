@@ -26,6 +26,7 @@ from train import finetune
 from train.calibrate import calibrate
 from train.config import Config
 from train.corpus import corpus
+from train.deletions import deletions
 from train.model import build, load
 from train.package import write_bundle
 from train.plots import loss_curves
@@ -94,6 +95,10 @@ def run(
         model.to("cuda")
     prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
     found = corpus(config, data, authored)
+    if config.training.rewriting_only:
+        model.freeze_detection()
+    if config.data.deletions:
+        found.deletions.extend(deletions(config, start, weights, prompt, found, out))
     team = Team.join()
     history = finetune.train(model, found, prompt, config, out, team)
     team.leave()
@@ -102,7 +107,7 @@ def run(
     loss_curves(history, out / "loss.png", out / "loss.json")
     if config.refit is not None:
         model = refit(model, found, prompt, config, config.refit)
-    calibration, metrics = calibrate(model, prompt, found)
+    calibration, metrics = calibrate(model, prompt, found, config.likelihood)
     folder = write_bundle(
         out / "bundle",
         model,

@@ -54,6 +54,16 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A continuation whose likelihood is wanted."""
+
+    prompt: Ids
+    """Token ids that stand before it; at least one."""
+    ids: Ids
+    """Its token ids, T of them; at least one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Continuation:
     """What was decoded for one request."""
 
@@ -84,6 +94,10 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Continuation]:
         """Decode continuations; one for each request, in order."""
+        ...
+
+    def score(self, asked: Sequence[Asked]) -> list[Floats]:
+        """Natural logarithm of the probability of each token of a continuation, `[T]`, in order."""
         ...
 
     def info(self) -> dict[str, Any]:

@@ -73,6 +73,10 @@ class Calibration:
     because doubt about a rewrite costs another attempt, not a safe text."""
     span_threshold: float = 0.5
     """Probability from which a token belongs to an unsafe span."""
+    likelihood: float | None = None
+    """A rewrite is released only if the model gives it at least this likelihood, the natural
+    logarithm of the probability of all its tokens: what it is not sure of is mostly made up. None
+    asks for none."""
 
 
 @dataclass(frozen=True, slots=True)

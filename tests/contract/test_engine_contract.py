@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from srllm_guard.engines.base import Engine, Request, Window
+from srllm_guard.engines.base import Asked, Engine, Request, Window
 from srllm_guard.labels import CATEGORIES, N_LOGITS
 from srllm_guard.prompt import Prompt
 
@@ -47,6 +47,7 @@ def test_it_is_an_engine(engine: Engine) -> None:
 def test_nothing_asked_nothing_given(engine: Engine) -> None:
     assert engine.detect([]) == []
     assert engine.generate([]) == []
+    assert engine.score([]) == []
 
 
 def test_scores_have_their_shapes(engine: Engine, windows: list[Window]) -> None:
@@ -178,3 +179,19 @@ def test_what_is_barred_holds_for_drawn_ids_and_one_request_only(
     *found, other = engine.generate([*drawn, requests[0]])
     assert all(free.ids[0] not in continuation.ids for continuation in found)
     assert other == free
+
+
+def test_a_continuation_is_scored_token_by_token_alone_or_together(
+    engine: Engine, prompt: Prompt
+) -> None:
+    asked = [
+        Asked(prompt.rewrite(text, [(0, 3)]), prompt.target(other))
+        for text, other in zip(TEXTS, TEXTS[::-1], strict=True)
+    ]
+    together = engine.score(asked)
+    alone = [engine.score([each])[0] for each in asked]
+    for each, one, two in zip(asked, together, alone, strict=True):
+        assert one.shape == (len(each.ids),)
+        assert one.dtype == np.float32
+        assert (one <= 0).all()
+        np.testing.assert_allclose(one, two, atol=1e-4)

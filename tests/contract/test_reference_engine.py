@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from srllm_guard import Guard
-from srllm_guard.engines.base import Request
+from srllm_guard.engines.base import Asked, Request
 from srllm_guard.errors import BundleError, ConfigError, EngineError
 from srllm_guard.models.bundle import ADAPTER, ADAPTER_CONFIG, HEADS, Bundle
 from srllm_guard.prompt import Prompt
@@ -179,3 +179,38 @@ def test_a_base_in_four_bits_has_its_adapter_beside_it(tiny: Tiny, prompt: Promp
     assert 0 < len(continuation.ids) <= 8
     near = np.corrcoef(scores.labels.ravel(), exact.labels.ravel())[0, 1]
     assert near > 0.8
+
+
+def test_scores_are_what_transformers_says(tiny: Tiny, prompt: Prompt) -> None:
+    import torch
+
+    engine = ReferenceEngine(tiny.bundle, tiny.base, "cpu")
+    asked = Asked(prompt.rewrite("You fool.", [(4, 8)]), prompt.target("You there."))
+    with torch.no_grad():
+        logits = tiny.tuned(torch.tensor([[*asked.prompt, *asked.ids]])).logits[0]
+    first = len(asked.prompt)
+    wanted = [
+        float(logits[first + n - 1].log_softmax(-1)[index]) for n, index in enumerate(asked.ids)
+    ]
+    [found] = engine.score([asked])
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_a_greedy_continuation_is_likelier_than_others(tiny: Tiny, prompt: Prompt) -> None:
+    engine = ReferenceEngine(tiny.bundle, tiny.base, "cpu")
+    asked = prompt.rewrite("You fool.", [(4, 8)])
+    [greedy] = engine.generate([Request(asked, frozenset(), 1)])
+    others = [Asked(asked, (index,)) for index in range(100)]
+    best, *rest = (float(s[0]) for s in engine.score([Asked(asked, greedy.ids), *others]))
+    assert best >= max(rest)
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "ids"), [((), (1,)), ((1,), ()), ((1,) * 4096, (2,) * 4096)]
+)
+def test_what_cannot_be_scored_is_refused(
+    tiny: Tiny, prompt_ids: tuple[int, ...], ids: tuple[int, ...]
+) -> None:
+    engine = ReferenceEngine(tiny.bundle, tiny.base, "cpu")
+    with pytest.raises(EngineError, match="tokens"):
+        engine.score([Asked(prompt_ids, ids)])

@@ -23,6 +23,9 @@ WRONG = [(verb, fault) for verb in SPOILED for fault in ("raise", *SPOILED[verb]
 
 def guard(fault: str, within: str = "both", only: str | None = None, **policy: Any) -> Guard:
     engine = ByteEngine(fault=fault, within=within, only=only)
+    policy = {"ladder": ("rewrite", "candidates", "mask", "block")} | policy
+    if within == "score":
+        policy["min_likelihood"] = -50.0
     return Guard(runtime(engine), policy=Policy(**policy))
 
 

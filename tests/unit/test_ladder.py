@@ -177,3 +177,58 @@ def test_a_rewrite_that_is_no_longer_english_is_not_released() -> None:
     result = guard(ByteEngine(fault="foreign"), ladder=("rewrite",)).moderate("You are an idiot.")
     assert result.action == "block"
     assert "unverified_language" in result.edits[0].reasons
+
+
+def test_what_the_model_finds_unlikely_is_not_released() -> None:
+    engine = ByteEngine(unlikely=("person",))
+    result = guard(engine, min_likelihood=-2).moderate("You silly old idiot.")
+    assert "person" not in result.text
+    assert "rewrite: unlikely" in result.edits[0].reasons
+    sure = guard(ByteEngine(), min_likelihood=-2).moderate("You silly old idiot.")
+    assert sure.text == "You silly old person."
+
+
+def test_a_deletion_that_is_likely_takes_the_place_of_an_unlikely_rewrite() -> None:
+    engine = ByteEngine(unlikely=("person", "plan."))
+    result = guard(engine, min_likelihood=-2).moderate("Ed, you idiot, call 555 today.")
+    assert (result.action, result.text) == ("rewrite", "Ed, call 555 today.")
+    check(result)
+    without = guard(engine, ladder=("rewrite",)).moderate("Ed, you idiot, call 555 today.")
+    assert without.text == "Ed, you person, call 555 today."
+
+
+def test_a_sentence_without_anything_to_keep_is_left_out() -> None:
+    dumb = ByteEngine(fault="empty")
+    for text, wanted in (
+        ("Hi Ed. You are an idiot. See you.", "Hi Ed. See you."),
+        ("You are an idiot. See you.", "See you."),
+        ("See you. You are an idiot.", "See you."),
+        ("See you.\n  You idiot. Bye.\nEnd.", "See you.\n  Bye.\nEnd."),
+    ):
+        result = guard(dumb).moderate(text)
+        assert (result.action, result.text) == ("rewrite", wanted)
+        assert result.safe
+        check(result)
+
+
+def test_a_sentence_is_not_left_out_where_something_would_be_lost() -> None:
+    dumb = ByteEngine(fault="empty")
+    for text, reason in (
+        ("You are an idiot.", "omit: stands_alone"),
+        ("Hi Ed.\nYou are an idiot.", "omit: stands_alone"),
+        ("Hi Ed. You idiot owe me 555.", "omit: lost_number"),
+        ("Hi Ed. The idiot met with Priya.", "omit: lost_name"),
+        ("Hi Ed. The green boat that an idiot sold sank yesterday.", "omit: lost_content"),
+    ):
+        result = guard(dumb).moderate(text)
+        assert result.action == "mask"
+        assert reason in result.edits[0].reasons
+    kept = guard(dumb, ladder=("mask", "block")).moderate("Hi Ed. You are an idiot. See you.")
+    assert kept.text == "Hi Ed. You are an [removed]. See you."
+
+
+def test_neighbours_that_are_left_out_together_leave_no_gap() -> None:
+    dumb = ByteEngine(fault="empty")
+    result = guard(dumb).moderate("Hi Ed. You are an idiot! What trash! See you.")
+    assert result.text == "Hi Ed. See you."
+    check(result)

@@ -22,6 +22,7 @@ from srllm_guard.policy import RUNGS, Policy
 FULL: dict[str, Any] = {
     "threshold": 0.5,
     "release_threshold": 0.4,
+    "min_likelihood": -3.5,
     "label_thresholds": {"toxicity": 0.8, "bias": 0.25},
     "ladder": ["rewrite", "mask"],
     "on_fail": "mask",
@@ -41,6 +42,7 @@ FULL: dict[str, Any] = {
 TOML = """
 threshold = 0.5
 release_threshold = 0.4
+min_likelihood = -3.5
 ladder = ["rewrite", "mask"]
 on_fail = "mask"
 fail_open = true
@@ -154,7 +156,7 @@ def test_hash_depends_on_every_field(name: str) -> None:
         (
             "ladder",
             ["rewrite", ["mask", "rewrite"], ["mask", "mask"], ["retry"], 3, None, [["mask"]]],
-            '"rewrite", "candidates", "mask" or "block"',
+            '"rewrite", "candidates", "omit", "mask" or "block"',
         ),
         ("on_fail", ["ignore", None, ["block"]], '"block", "mask" or "pass"'),
         ("fail_open", [1, "yes", None], "True or False"),
@@ -194,7 +196,7 @@ def test_releasing_the_original_on_failure_needs_fail_open() -> None:
         Policy(on_fail="pass")
     assert "Policy.on_fail" in refused.value.message
     assert "fail_open=True" in refused.value.hint
-    assert Policy(on_fail="pass", fail_open=True).rungs == ("rewrite", "candidates", "mask")
+    assert Policy(on_fail="pass", fail_open=True).rungs == ("rewrite", "candidates", "omit", "mask")
 
 
 @pytest.mark.parametrize(
@@ -249,8 +251,8 @@ def test_a_policy_file_that_is_not_there(tmp_path: Path) -> None:
     ("options", "rungs"),
     [
         ({}, RUNGS),
-        ({"on_fail": "mask"}, ("rewrite", "candidates", "mask")),
-        ({"candidates": 0}, ("rewrite", "mask", "block")),
+        ({"on_fail": "mask"}, ("rewrite", "candidates", "omit", "mask")),
+        ({"candidates": 0}, ("rewrite", "omit", "mask", "block")),
         ({"ladder": ()}, ("block",)),
         ({"ladder": (), "on_fail": "mask"}, ("mask",)),
         ({"ladder": ("rewrite",)}, ("rewrite", "block")),

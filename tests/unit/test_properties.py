@@ -82,8 +82,8 @@ def test_what_was_released_is_safe_when_it_comes_back(text: str) -> None:
 def test_masking_never_blocks_and_leaves_nothing_unsafe(text: str) -> None:
     result = HARSH.moderate(text)
     holds(result, text)
-    assert result.action in ("pass", "unverified", "mask")
-    if result.action == "mask":
+    assert result.action in ("pass", "unverified", "rewrite", "mask")
+    if result.action in ("rewrite", "mask"):
         assert not HARSH.detect(result.text).unsafe
 
 
