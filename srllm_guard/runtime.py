@@ -12,14 +12,14 @@ from srllm_guard.calls import Gate
 from srllm_guard.engines.base import Engine
 from srllm_guard.errors import ConfigError
 from srllm_guard.language import preload
-from srllm_guard.models.bundle import Calibration
+from srllm_guard.models.bundle import Bundle, Calibration
 from srllm_guard.models.store import find_base, find_bundle
 from srllm_guard.prompt import Prompt
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ENGINES = ("reference",)
+ENGINES = ("torch", "reference")
 """Names that `Guard(engine=...)` takes."""
 
 
@@ -50,18 +50,24 @@ def load(
     engine: str | None = None,
     base: str | os.PathLike[str] | None = None,
     four_bit: bool = False,
+    precision: str | None = None,
+    threads: int | None = None,
 ) -> Runtime:
     """Load a bundle into an engine.
 
     Args:
         model: folder or Hub id of a bundle; None for the one that ships.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        engine: a name in `ENGINES`; None chooses.
+        engine: a name in `ENGINES`; None chooses: torch for the architectures that it covers, else
+            reference.
         base: folder of the base weights; None searches for them.
-        four_bit: load the base in 4 bits (bitsandbytes).
+        four_bit: load the base in 4 bits (bitsandbytes); the reference engine does that.
+        precision: of the torch engine: "fp32", "fp16", "bf16", "int8", or "auto", which measures.
+            None is fp32 on a CPU, half precision on CUDA.
+        threads: of torch, in the whole process; None leaves them as they are.
 
     Raises:
-        ConfigError: an unknown engine or device.
+        ConfigError: an unknown engine, device or precision, or options that exclude one another.
         ModelError: bundle or base weights are missing or corrupt.
         MissingExtra: the engine's packages are not installed.
     """
@@ -74,9 +80,7 @@ def load(
     with ThreadPoolExecutor(2, "srllm-guard-load") as pool:
         words = pool.submit(tokenizer, weights)
         pool.submit(preload)
-        from srllm_guard.engines.reference import ReferenceEngine
-
-        running = ReferenceEngine(bundle, weights, device, four_bit=four_bit)
+        running = _engine(bundle, weights, device, engine, four_bit, precision, threads)
         prompt = Prompt(words.result(), manifest.prompt)
     return Runtime(
         engine=running,
@@ -86,6 +90,44 @@ def load(
         bundle_hash=bundle.hash,
         base_hash=manifest.base.hash,
     )
+
+
+def _engine(
+    bundle: Bundle,
+    base: Path,
+    device: str,
+    name: str | None,
+    four_bit: bool,
+    precision: str | None,
+    threads: int | None,
+) -> Engine:
+    """The engine of that name, or the one that suits the base."""
+    if four_bit and (name == "torch" or precision is not None):
+        raise ConfigError(
+            "four_bit was asked for together with the torch engine or a precision of it.",
+            hint='Only engine="reference" runs a base in 4 bits.',
+        )
+    if name is None:
+        from srllm_guard.engines.checkpoint import read_config
+        from srllm_guard.engines.llama import unsupported
+
+        name = "reference" if four_bit or unsupported(read_config(base)) else "torch"
+    if name == "torch":
+        from srllm_guard.engines.torch import TorchEngine
+
+        return TorchEngine(bundle, base, device, precision=precision, threads=threads)
+    if precision is not None:
+        raise ConfigError(
+            f"precision is {precision!r}, and the reference engine takes none.",
+            hint='Leave it out, or use engine="torch".',
+        )
+    from srllm_guard.engines.reference import ReferenceEngine
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return ReferenceEngine(bundle, base, device, four_bit=four_bit)
 
 
 def tokenizer(folder: Path) -> Tokenizer:

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from srllm_guard.engines.base import Continuation, Request, Scores, Window
+from srllm_guard.engines.base import Asked, Continuation, Floats, Request, Scores, Window
 from srllm_guard.errors import EngineError, MissingExtra
 from srllm_guard.models.bundle import Bundle
 
@@ -86,6 +86,24 @@ class ReferenceEngine:
                 found.update(zip(numbers, self._continue(batch), strict=True))
         return [found[n] for n in range(len(requests))]
 
+    def score(self, asked: Sequence[Asked]) -> list[Floats]:
+        """See `Engine.score`."""
+        for each in asked:
+            if len(each.prompt) + len(each.ids) > self.max_tokens or not (each.prompt and each.ids):
+                raise EngineError(
+                    f"A prompt of {len(each.prompt)} tokens and a continuation of {len(each.ids)}: "
+                    f"the model takes 1 of each at least and {self.max_tokens} in all.",
+                    hint="Send shorter segments.",
+                    retryable=False,
+                )
+        order = sorted(range(len(asked)), key=lambda n: len(asked[n].prompt) + len(asked[n].ids))
+        found: dict[int, Floats] = {}
+        with torch.inference_mode():
+            for numbers in _parts(order, BATCH if self._shares else 1):
+                batch = [asked[n] for n in numbers]
+                found.update(zip(numbers, self._likelihoods(batch), strict=True))
+        return [found[n] for n in range(len(asked))]
+
     def info(self) -> dict[str, Any]:
         """See `Engine.info`."""
         import transformers
@@ -115,6 +133,23 @@ class ReferenceEngine:
             )
             for n, window in enumerate(windows)
         ]
+
+    def _likelihoods(self, asked: Sequence[Asked]) -> list[Floats]:
+        longest = max(len(each.prompt) + len(each.ids) for each in asked)
+        ids = torch.zeros(len(asked), longest, dtype=torch.long)
+        for n, each in enumerate(asked):
+            row = (*each.prompt, *each.ids)
+            ids[n, : len(row)] = torch.tensor(row)
+        # Padding is at the right, so a causal model needs no mask for it.
+        ids = ids.to(self._torch_device)
+        hidden = self._model.model(input_ids=ids, use_cache=False).last_hidden_state
+        found = []
+        for n, each in enumerate(asked):
+            first, last = len(each.prompt), len(each.prompt) + len(each.ids)
+            logits = self._model.lm_head(hidden[n, first - 1 : last - 1]).float()  # [T, V]
+            chosen = logits.log_softmax(-1).gather(1, ids[n, first:last, None])
+            found.append(chosen[:, 0].cpu().numpy())
+        return found
 
     def _continue(self, requests: Sequence[Request]) -> list[Continuation]:
         """Decode requests with one set of stop ids together; prompts are padded at the left."""
