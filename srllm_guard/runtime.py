@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,7 @@ def load(
             reference.
         base: folder of the base weights; None searches for them.
         four_bit: load the base in 4 bits (bitsandbytes); the reference engine does that.
-        precision: of the torch engine: "fp32", "fp16", "bf16", "int8", or "auto", which measures.
+        precision: of the torch engine: "fp32", "fp16", "bf16", or "auto", which measures.
             None is fp32 on a CPU, half precision on CUDA.
         threads: of torch, in the whole process; None leaves them as they are.
 
@@ -78,10 +79,11 @@ def load(
     manifest = bundle.manifest
     # Tokenizer and language detector are read while the engine's packages are imported.
     with ThreadPoolExecutor(2, "srllm-guard-load") as pool:
-        words = pool.submit(tokenizer, weights)
+        words = pool.submit(lambda: Prompt(tokenizer(weights), manifest.prompt))
         pool.submit(preload)
-        running = _engine(bundle, weights, device, engine, four_bit, precision, threads)
-        prompt = Prompt(words.result(), manifest.prompt)
+        make = _engine(weights, engine, four_bit, precision, threads)
+        prompt = words.result()
+        running = make(bundle, weights, device, prompt)
     return Runtime(
         engine=running,
         prompt=prompt,
@@ -92,16 +94,14 @@ def load(
     )
 
 
+Make = Callable[[Bundle, Path, str, Prompt], Engine]
+"""Loads an engine: bundle, base, device, prompt format."""
+
+
 def _engine(
-    bundle: Bundle,
-    base: Path,
-    device: str,
-    name: str | None,
-    four_bit: bool,
-    precision: str | None,
-    threads: int | None,
-) -> Engine:
-    """The engine of that name, or the one that suits the base."""
+    base: Path, name: str | None, four_bit: bool, precision: str | None, threads: int | None
+) -> Make:
+    """Import the engine of that name, or the one that suits the base."""
     if four_bit and (name == "torch" or precision is not None):
         raise ConfigError(
             "four_bit was asked for together with the torch engine or a precision of it.",
@@ -115,19 +115,17 @@ def _engine(
     if name == "torch":
         from srllm_guard.engines.torch import TorchEngine
 
-        return TorchEngine(bundle, base, device, precision=precision, threads=threads)
-    if precision is not None:
+        return lambda bundle, base, device, prompt: TorchEngine(
+            bundle, base, device, precision=precision, threads=threads, opening=prompt.opening
+        )
+    if precision is not None or threads is not None:
         raise ConfigError(
-            f"precision is {precision!r}, and the reference engine takes none.",
-            hint='Leave it out, or use engine="torch".',
+            "precision or threads was given, and the reference engine takes neither.",
+            hint='Leave them out, or use engine="torch".',
         )
     from srllm_guard.engines.reference import ReferenceEngine
 
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    return ReferenceEngine(bundle, base, device, four_bit=four_bit)
+    return lambda bundle, base, device, _: ReferenceEngine(bundle, base, device, four_bit=four_bit)
 
 
 def tokenizer(folder: Path) -> Tokenizer:

@@ -45,3 +45,5 @@ class Draft:
                 # Of two that are equally near the one ahead: rewrites rarely go back.
                 self._at = min(places, key=lambda place: (abs(place - self._at), -place))
                 return
+        # Found nowhere: most likely it stands in place of the one that the pointer shows.
+        self._at += 1

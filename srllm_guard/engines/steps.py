@@ -11,6 +11,7 @@ from torch import Tensor
 
 from srllm_guard.engines.llama import Cache, Llama
 from srllm_guard.engines.loop import Feed
+from srllm_guard.engines.opening import Opening
 
 
 class Steps:
@@ -18,11 +19,13 @@ class Steps:
 
     Args:
         model: runs.
+        opening: runs the beginning of a row.
         slots: of the cache: at least the largest place that is fed, and one more.
     """
 
-    def __init__(self, model: Llama, slots: int) -> None:
+    def __init__(self, model: Llama, opening: Opening, slots: int) -> None:
         self._model = model
+        self._opening = opening
         self._slots = slots
         self._cache: Cache = model.new_cache(0, slots)
         self._rows: list[int] = []
@@ -54,11 +57,8 @@ class Steps:
         states = []
         for n, feed in enumerate(feeds):
             if feed.ids not in found:
-                ids = torch.tensor([feed.ids])
-                positions = torch.arange(len(feed.ids)).unsqueeze(0)
-                hidden = self._model.forward(
-                    ids, positions, self._cache[:, :, n : n + 1], len(feed.ids)
-                )
+                row = self._cache[:, :, n : n + 1]
+                hidden = self._opening.run(feed.ids, row, self._model.shape.layers)
                 found[feed.ids] = n, hidden
             first, hidden = found[feed.ids]
             if first != n:

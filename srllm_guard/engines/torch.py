@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from srllm_guard.engines.base import Asked, Continuation, Floats, Request, Scores, Window
+from srllm_guard.engines.base import Asked, Continuation, Floats, Ids, Request, Scores, Window
 from srllm_guard.errors import ConfigError, EngineError, MissingExtra, ModelError
 from srllm_guard.models.bundle import Bundle
 
@@ -33,6 +33,7 @@ from srllm_guard.engines.graphs import Graphs
 from srllm_guard.engines.llama import Llama, Shape, unsupported
 from srllm_guard.engines.loading import Adapter, find_device, load_heads
 from srllm_guard.engines.loop import decode
+from srllm_guard.engines.opening import Opening
 from srllm_guard.engines.steps import Steps
 
 WIDTH = 8
@@ -56,6 +57,7 @@ class TorchEngine:
             precision on CUDA.
         threads: of torch, which are those of the whole process; None leaves them as they are, which
             is one for each physical core.
+        opening: ids that prompts and windows begin with as a rule; they are computed once (CPU).
         graphs: decode in fixed shapes, captured as CUDA graphs where there is CUDA; None does so
             on CUDA only.
 
@@ -75,6 +77,7 @@ class TorchEngine:
         *,
         precision: str | None = None,
         threads: int | None = None,
+        opening: Ids = (),
         graphs: bool | None = None,
     ) -> None:
         self._device = find_device(device)
@@ -100,6 +103,7 @@ class TorchEngine:
             self._heads = load_heads(bundle, shape.hidden).to(self._device)
             weights = Checkpoint(base, Adapter(bundle.folder))
             self._model = Llama(shape, weights, self._precision, self._device)
+            self._opening = Opening(self._model, opening)
             wanted = self._shares if graphs is None else graphs
             self._graphs = Graphs(self._model) if wanted else None
 
@@ -108,7 +112,7 @@ class TorchEngine:
         order = sorted(range(len(windows)), key=lambda n: len(windows[n].ids))
         found: dict[int, Scores] = {}
         with torch.inference_mode():
-            for numbers in _parts(order, BATCH if self._shares else 1):
+            for numbers in _split(order, BATCH if self._shares else 1):
                 found.update(zip(numbers, self._judge([windows[n] for n in numbers]), strict=True))
         return [found[n] for n in range(len(windows))]
 
@@ -133,12 +137,13 @@ class TorchEngine:
                     hint="Send shorter segments.",
                     retryable=False,
                 )
-        order = sorted(range(len(asked)), key=lambda n: len(asked[n].prompt) + len(asked[n].ids))
+        order = sorted(range(len(asked)), key=lambda n: asked[n].prompt)
         found: dict[int, Floats] = {}
         with torch.inference_mode():
-            for numbers in _parts(order, BATCH if self._shares else 1):
-                batch = [asked[n] for n in numbers]
-                found.update(zip(numbers, self._likelihoods(batch), strict=True))
+            for _, group in groupby(order, key=lambda n: asked[n].prompt):
+                numbers = list(group)
+                given = self._likelihoods(asked[numbers[0]].prompt, [asked[n].ids for n in numbers])
+                found.update(zip(numbers, given, strict=True))
         return [found[n] for n in range(len(asked))]
 
     def info(self) -> dict[str, Any]:
@@ -168,15 +173,14 @@ class TorchEngine:
             width = self._graphs.width
         else:
             longest = max(len(request.prompt) + request.limit for request in batch)
-            step = Steps(self._model, min(longest, self.max_tokens) + WIDTH)
+            step = Steps(self._model, self._opening, min(longest, self.max_tokens) + WIDTH)
             width = WIDTH
         return decode(batch, step, width=width, max_tokens=self.max_tokens)
 
     def _judge(self, windows: Sequence[Window]) -> list[Scores]:
-        ids = _padded([window.ids for window in windows], 0).to(self._device)
         owner = _padded([window.owner for window in windows], -2).to(self._device)
         rows = max(window.segments for window in windows)
-        hidden = self._read(ids, self._layer).float()
+        hidden = self._read([window.ids for window in windows], self._layer).float()
         labels, spans = self._heads(hidden, owner, rows)
         labels, spans = labels.cpu(), spans.cpu()
         return [
@@ -184,27 +188,34 @@ class TorchEngine:
             for n, window in enumerate(windows)
         ]
 
-    def _likelihoods(self, asked: Sequence[Asked]) -> list[Floats]:
-        rows = [(*each.prompt, *each.ids) for each in asked]
-        ids = _padded(rows, 0).to(self._device)
-        hidden = self._read(ids, self._model.shape.layers)
+    def _likelihoods(self, prompt: Ids, continuations: Sequence[Ids]) -> list[Floats]:
+        """What each token of continuations of one prompt is given; the prompt is run once."""
+        layers, start = self._model.shape.layers, len(prompt)
+        cache = self._model.new_cache(1, start + max(map(len, continuations)), layers)
+        last = self._opening.run(prompt, cache, layers)[:, -1:]  # [1, 1, H]
         found = []
-        for n, each in enumerate(asked):
-            first, last = len(each.prompt), len(each.prompt) + len(each.ids)
-            parts = []
-            for start in range(first, last, SCORED):
-                end = min(start + SCORED, last)
-                logits = self._model.logits(hidden[n, start - 1 : end - 1])  # [end - start, V]
-                chosen = logits.gather(1, ids[n, start:end, None])[:, 0]
-                parts.append(chosen - logits.logsumexp(-1))
-            found.append(torch.cat(parts).cpu().numpy())
+        for ids in continuations:
+            # One by one, each over the keys and values of the one before: alone is as in company.
+            hidden = last
+            if len(ids) > 1:
+                more = self._opening.go_on(ids[:-1], start, cache, layers)
+                hidden = torch.cat((last, more), 1)
+            chances = []
+            for states, chosen in zip(hidden[0].split(SCORED), _split(ids, SCORED), strict=True):
+                logits = self._model.logits(states)  # [at most SCORED, V]
+                index = torch.tensor(chosen, device=self._device).unsqueeze(1)
+                chances.append(logits.gather(1, index)[:, 0] - logits.logsumexp(-1))
+            found.append(torch.cat(chances).cpu().numpy())
         return found
 
-    def _read(self, ids: Tensor, layers: int) -> Tensor:
-        """States `[B, T, H]` after so many layers; `ids` [B, T], padded at the right."""
-        rows, longest = ids.shape
-        positions = torch.arange(longest, device=self._device).expand(rows, -1)
-        cache = self._model.new_cache(rows, longest, layers)
+    def _read(self, rows: Sequence[Ids], layers: int) -> Tensor:
+        """States `[B, T, H]` of rows after so many layers, padded at the right."""
+        longest = max(map(len, rows))
+        cache = self._model.new_cache(len(rows), longest, layers)
+        if len(rows) == 1:
+            return self._opening.run(rows[0], cache, layers)
+        ids = _padded(rows, 0).to(self._device)
+        positions = torch.arange(longest, device=self._device).expand(len(rows), -1)
         return self._model.forward(ids, positions, cache, longest, layers)
 
 
@@ -225,5 +236,5 @@ def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
     return found
 
 
-def _parts(numbers: list[int], size: int) -> list[list[int]]:
-    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+def _split(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -99,5 +99,12 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
     found: Tiny = request.getfixturevalue("tiny")
     if request.param != "reference":
-        return TorchEngine(found.bundle, found.base, "cpu", graphs=request.param == "graphs")
+        prompt: Prompt = request.getfixturevalue("prompt")
+        return TorchEngine(
+            found.bundle,
+            found.base,
+            "cpu",
+            opening=prompt.opening,
+            graphs=request.param == "graphs",
+        )
     return ReferenceEngine(found.bundle, found.base, "cpu")
