@@ -145,6 +145,10 @@ class Pass:
         self.ids, self.positions, self.wanted = (
             part.numpy() for part in self._host.split(self._parts, 1)
         )
+        # A capture runs the pass on what is there now, perhaps between two passes of a text: it
+        # must not write where a row reads.
+        self.positions[:] = slots - 1
+        self._given.copy_(self._host)
         self._best = torch.zeros(rows, width, dtype=torch.long, device=model.device)
         self.best = torch.zeros(rows, width, dtype=torch.long, pin_memory=pinned)
         self.logits = logits.view(rows, width, -1)

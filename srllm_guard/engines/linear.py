@@ -54,7 +54,7 @@ def choose(precision: str, device: torch.device) -> str:
     if device.type != "cpu":
         if precision != "auto":
             return precision
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if precision == "auto":
         return _fastest()
     if precision == "fp16" and not _has_fbgemm():

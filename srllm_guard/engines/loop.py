@@ -40,8 +40,17 @@ Step = Callable[[Sequence[Feed]], Sequence[NDArray[Any]]]
 `[want, V]` where the feed is not greedy."""
 
 
+MORE = 4
+"""After a miss a careful row is fed so many ids more than were right."""
+
+
 def decode(
-    requests: Sequence[Request], step: Step, *, width: int, max_tokens: int
+    requests: Sequence[Request],
+    step: Step,
+    *,
+    width: int,
+    max_tokens: int,
+    careful: bool = False,
 ) -> list[Continuation]:
     """Decode continuations together.
 
@@ -50,11 +59,13 @@ def decode(
         step: runs the model.
         width: most tokens that a row is fed after its prompt; 1 guesses nothing.
         max_tokens: most tokens of a prompt with its continuation.
+        careful: guess less after a miss, and more again after hits: for devices where each token
+            of a pass costs. It changes the number of passes only.
 
     Raises:
         EngineError: a prompt leaves no room for a token, or has none itself.
     """
-    rows = [_Row(n, request, width, max_tokens) for n, request in enumerate(requests)]
+    rows = [_Row(n, request, width, max_tokens, careful) for n, request in enumerate(requests)]
     while still := [row for row in rows if row.result is None]:
         feeds = [row.feed() for row in still]
         for row, found in zip(still, step(feeds), strict=True):
@@ -65,7 +76,9 @@ def decode(
 class _Row:
     """One continuation in the making."""
 
-    def __init__(self, number: int, request: Request, width: int, max_tokens: int) -> None:
+    def __init__(
+        self, number: int, request: Request, width: int, max_tokens: int, careful: bool
+    ) -> None:
         self._number = number
         self._stop = request.stop
         self._limit = min(request.limit, max_tokens - len(request.prompt))
@@ -76,7 +89,8 @@ class _Row:
                 hint="Send shorter segments.",
                 retryable=False,
             )
-        self._width = width
+        self._most = self._width = width
+        self._careful = careful
         self._pick = Picker(request)
         self._draft = Draft(request.draft or request.prompt)
         self._start = len(request.prompt)
@@ -103,6 +117,7 @@ class _Row:
 
     def take(self, found: NDArray[Any]) -> None:
         """Accept what the model says as long as it is what was guessed, and one id more."""
+        hits = 0
         for place in range(len(self._guesses) + 1):
             index = int(found[place]) if self._pick.greedy else self._pick(found[place], self._ids)
             if index in self._stop:
@@ -110,12 +125,16 @@ class _Row:
             self._ids.append(index)
             self._draft.take(index)
             right = place < len(self._guesses) and self._guesses[place] == index
+            hits += right
             self._accepted += right
             if len(self._ids) == self._limit:
                 return self._end(finished=False)
             if not right:
                 break
         self._fresh = (self._ids[-1],)
+        if self._careful:
+            wanted = hits + MORE if hits < len(self._guesses) else 2 * self._width
+            self._width = min(wanted, self._most)
         return None
 
     def _end(self, *, finished: bool) -> None:

@@ -36,8 +36,8 @@ from srllm_guard.engines.loop import decode
 from srllm_guard.engines.opening import Opening
 from srllm_guard.engines.steps import Steps
 
-WIDTH = 8
-"""Tokens that a row is fed in a pass on a CPU: the last one and seven guesses."""
+WIDTH = 12
+"""Most tokens that a row is fed in a pass on a CPU: the last one and eleven guesses."""
 
 BATCH = 16
 """Most windows that run together on CUDA, and candidates of one prompt on a CPU."""
@@ -169,13 +169,12 @@ class TorchEngine:
 
     def _continue(self, batch: Sequence[Request]) -> list[Continuation]:
         if self._graphs is not None:
-            step: Any = self._graphs.open(batch)
-            width = self._graphs.width
-        else:
-            longest = max(len(request.prompt) + request.limit for request in batch)
-            step = Steps(self._model, self._opening, min(longest, self.max_tokens) + WIDTH)
-            width = WIDTH
-        return decode(batch, step, width=width, max_tokens=self.max_tokens)
+            graphs = self._graphs
+            return decode(batch, graphs.open(batch), width=graphs.width, max_tokens=self.max_tokens)
+        longest = max(len(request.prompt) + request.limit for request in batch)
+        slots = min(longest, self.max_tokens) + WIDTH
+        step = Steps(self._model, self._opening, slots)
+        return decode(batch, step, width=WIDTH, max_tokens=self.max_tokens, careful=True)
 
     def _judge(self, windows: Sequence[Window]) -> list[Scores]:
         owner = _padded([window.owner for window in windows], -2).to(self._device)

@@ -21,7 +21,7 @@ from tests.contract.conftest import Tiny, write_bundle
 
 torch = pytest.importorskip("torch")
 
-from srllm_guard.engines import linear  # noqa: E402
+from srllm_guard.engines import graphs, linear  # noqa: E402
 from srllm_guard.engines.checkpoint import Checkpoint, read_config  # noqa: E402
 from srllm_guard.engines.graphs import Graphs, GraphSteps  # noqa: E402
 from srllm_guard.engines.llama import Llama, Shape, unsupported  # noqa: E402
@@ -105,7 +105,7 @@ def test_each_family_has_the_logits_and_the_text_of_transformers(name: str, tmp_
     ids = torch.randint(3, 300, (2, 150))
     with torch.inference_mode():
         torch.testing.assert_close(logits(model, ids), theirs(ids).logits, atol=1e-3, rtol=0)
-        graphs = Graphs(model, 1024)
+        passes = Graphs(model, 1024)
         for row in ids[:, :20].tolist():
             request = Request(tuple(row), frozenset(), 60)
             expected = theirs.generate(
@@ -115,7 +115,7 @@ def test_each_family_has_the_logits_and_the_text_of_transformers(name: str, tmp_
                 do_sample=False,
                 pad_token_id=0,
             )[0, 20:].tolist()
-            [found] = decode([request], graphs.open([request]), width=16, max_tokens=256)
+            [found] = decode([request], passes.open([request]), width=16, max_tokens=256)
             assert list(found.ids) == expected
 
 
@@ -265,15 +265,28 @@ def test_a_full_model_is_decoded_to_its_last_place(
 
 def test_passes_of_one_shape_are_captured_once(tiny: Tiny, requests: list[Request]) -> None:
     model = Llama(Shape.of(read_config(tiny.base)), Checkpoint(tiny.base), "fp32", CPU)
-    graphs = Graphs(model, 4096)
+    passes = Graphs(model, 4096)
     with torch.inference_mode():
-        first = graphs.run(1, 16, 256)
-        assert graphs.run(1, 16, 256) is first
-        decode(requests[:1], graphs.open(requests[:1]), width=16, max_tokens=2048)
-        assert graphs.run(1, 16, 256) is first
-        many = graphs.open([replace(requests[0], limit=300)] * 20)
+        first = passes.run(1, 16, 256)
+        assert passes.run(1, 16, 256) is first
+        decode(requests[:1], passes.open(requests[:1]), width=16, max_tokens=2048)
+        assert passes.run(1, 16, 256) is first
+        many = passes.open([replace(requests[0], limit=300)] * 20)
         assert isinstance(many, GraphSteps)
-        assert graphs.run(1, 16, 256) is not first  # a larger cache took the place of the old one
+        assert passes.run(1, 16, 256) is not first  # a larger cache took the place of the old one
+
+
+def test_a_capture_between_passes_spoils_nothing(
+    tiny: Tiny, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warmed(work: Any, *_: Any) -> Any:
+        for _ in range(graphs.WARM):
+            work()
+        return work
+
+    expected = TorchEngine(tiny.bundle, tiny.base, "cpu", graphs=True).generate(requests)
+    monkeypatch.setattr(graphs, "capture", warmed)
+    assert TorchEngine(tiny.bundle, tiny.base, "cpu", graphs=True).generate(requests) == expected
 
 
 def test_like_lengths_run_together_as_far_as_the_cache_goes(tiny: Tiny) -> None:

@@ -68,10 +68,11 @@ def plain(request: Request) -> tuple[Ids, bool]:
 
 
 def run(
-    requests: Sequence[Request], width: int = 8, longest: int = 64
+    requests: Sequence[Request], width: int = 8, longest: int = 64, *, careful: bool = False
 ) -> tuple[list[Continuation], Memory]:
     model = Memory(longest + width)
-    return decode(requests, model, width=width, max_tokens=longest), model
+    found = decode(requests, model, width=width, max_tokens=longest, careful=careful)
+    return found, model
 
 
 ids = st.lists(st.integers(1, WORDS - 1), min_size=1, max_size=10).map(tuple)
@@ -90,16 +91,18 @@ asked = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(asked, min_size=1, max_size=4), st.integers(1, 9))
-def test_it_finds_what_decoding_token_by_token_finds(requests: list[Request], width: int) -> None:
-    found, _ = run(requests, width)
+@given(st.lists(asked, min_size=1, max_size=4), st.integers(1, 9), st.booleans())
+def test_it_finds_what_decoding_token_by_token_finds(
+    requests: list[Request], width: int, careful: bool
+) -> None:
+    found, _ = run(requests, width, careful=careful)
     assert [(each.ids, each.finished) for each in found] == [plain(each) for each in requests]
 
 
 @settings(max_examples=50, deadline=None)
-@given(asked, st.integers(1, 9))
-def test_its_counts_are_those_of_its_passes(request_: Request, width: int) -> None:
-    [found], model = run([request_], width)
+@given(asked, st.integers(1, 9), st.booleans())
+def test_its_counts_are_those_of_its_passes(request_: Request, width: int, careful: bool) -> None:
+    [found], model = run([request_], width, careful=careful)
     assert found.steps == len(model.feeds)
     assert found.guessed == sum(feed.want - 1 for feed in model.feeds)
     assert found.accepted <= found.guessed
@@ -119,6 +122,25 @@ def test_a_copy_takes_few_passes() -> None:
     [found] = decode([request], copy, width=8, max_tokens=99)
     assert (found.ids, found.finished) == (source, True)
     assert (found.steps, found.guessed, found.accepted) == (2, 9, 9)
+
+
+def test_a_careful_row_guesses_less_after_a_miss_and_more_after_hits() -> None:
+    source = tuple(range(1, 60))
+    fed = []
+
+    def model(feeds: Sequence[Feed]) -> list[NDArray[Any]]:
+        """Says 99 in place of 20; all else is a copy."""
+        [feed] = feeds
+        fed.append(len(feed.ids) - (len(request.prompt) if feed.at == 0 else 0))
+        ids = [20 if index == 99 else index for index in feed.ids[-feed.want :]]
+        return [np.array([99 if n == 19 else n + 1 for n in ids])]
+
+    request = Request((0,), frozenset(), 58, draft=source)
+    decode([request], model, width=16, max_tokens=99, careful=True)
+    assert fed[0] == 15
+    assert fed[2] == 3 + 4  # of what was fed 17, 18 and 19 were right
+    assert fed[3] == 2 * fed[2]
+    assert fed[4] == 16
 
 
 def test_rows_end_at_different_passes() -> None:
