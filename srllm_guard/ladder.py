@@ -313,10 +313,12 @@ class Ladder:
 def rewrite_request(prompt: Prompt, text: str, segment: Segment, marks: Sequence[Range]) -> Request:
     """One greedy rewrite of a segment of `text`; the marks are at offsets of the segment."""
     source = text[segment.start : segment.end]
+    ids = prompt.encode(source)
     return Request(
         prompt=prompt.rewrite(source, marks, left_context(text, segment.start)),
         stop=frozenset({prompt.end}),
-        limit=2 * len(prompt.encode(source)) + SLACK,
+        limit=2 * len(ids) + SLACK,
+        draft=tuple(ids),
     )
 
 

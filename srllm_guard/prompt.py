@@ -93,6 +93,11 @@ class Prompt:
         # From here on whatever text spells is encoded as characters.
         tokenizer.encode_special_tokens = True
 
+    @property
+    def opening(self) -> Ids:
+        """Ids that every window and every prompt begins with."""
+        return tuple(self._before)
+
     def window(self, text: str, segments: Sequence[Range]) -> tuple[Window, list[Range]]:
         """Ids of consecutive segments for detection.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +13,14 @@ from srllm_guard.calls import Gate
 from srllm_guard.engines.base import Engine
 from srllm_guard.errors import ConfigError
 from srllm_guard.language import preload
-from srllm_guard.models.bundle import Calibration
+from srllm_guard.models.bundle import Bundle, Calibration
 from srllm_guard.models.store import find_base, find_bundle
 from srllm_guard.prompt import Prompt
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ENGINES = ("reference",)
+ENGINES = ("torch", "reference")
 """Names that `Guard(engine=...)` takes."""
 
 
@@ -50,18 +51,24 @@ def load(
     engine: str | None = None,
     base: str | os.PathLike[str] | None = None,
     four_bit: bool = False,
+    precision: str | None = None,
+    threads: int | None = None,
 ) -> Runtime:
     """Load a bundle into an engine.
 
     Args:
         model: folder or Hub id of a bundle; None for the one that ships.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        engine: a name in `ENGINES`; None chooses.
+        engine: a name in `ENGINES`; None chooses: torch for the architectures that it covers, else
+            reference.
         base: folder of the base weights; None searches for them.
-        four_bit: load the base in 4 bits (bitsandbytes).
+        four_bit: load the base in 4 bits (bitsandbytes); the reference engine does that.
+        precision: of the torch engine: "fp32", "fp16", "bf16", or "auto", which measures.
+            None is fp32 on a CPU, half precision on CUDA.
+        threads: of torch, in the whole process; None leaves them as they are.
 
     Raises:
-        ConfigError: an unknown engine or device.
+        ConfigError: an unknown engine, device or precision, or options that exclude one another.
         ModelError: bundle or base weights are missing or corrupt.
         MissingExtra: the engine's packages are not installed.
     """
@@ -72,12 +79,11 @@ def load(
     manifest = bundle.manifest
     # Tokenizer and language detector are read while the engine's packages are imported.
     with ThreadPoolExecutor(2, "srllm-guard-load") as pool:
-        words = pool.submit(tokenizer, weights)
+        words = pool.submit(lambda: Prompt(tokenizer(weights), manifest.prompt))
         pool.submit(preload)
-        from srllm_guard.engines.reference import ReferenceEngine
-
-        running = ReferenceEngine(bundle, weights, device, four_bit=four_bit)
-        prompt = Prompt(words.result(), manifest.prompt)
+        make = _engine(weights, engine, four_bit, precision, threads)
+        prompt = words.result()
+        running = make(bundle, weights, device, prompt)
     return Runtime(
         engine=running,
         prompt=prompt,
@@ -86,6 +92,40 @@ def load(
         bundle_hash=bundle.hash,
         base_hash=manifest.base.hash,
     )
+
+
+Make = Callable[[Bundle, Path, str, Prompt], Engine]
+"""Loads an engine: bundle, base, device, prompt format."""
+
+
+def _engine(
+    base: Path, name: str | None, four_bit: bool, precision: str | None, threads: int | None
+) -> Make:
+    """Import the engine of that name, or the one that suits the base."""
+    if four_bit and (name == "torch" or precision is not None):
+        raise ConfigError(
+            "four_bit was asked for together with the torch engine or a precision of it.",
+            hint='Only engine="reference" runs a base in 4 bits.',
+        )
+    if name is None:
+        from srllm_guard.engines.checkpoint import read_config
+        from srllm_guard.engines.llama import unsupported
+
+        name = "reference" if four_bit or unsupported(read_config(base)) else "torch"
+    if name == "torch":
+        from srllm_guard.engines.torch import TorchEngine
+
+        return lambda bundle, base, device, prompt: TorchEngine(
+            bundle, base, device, precision=precision, threads=threads, opening=prompt.opening
+        )
+    if precision is not None or threads is not None:
+        raise ConfigError(
+            "precision or threads was given, and the reference engine takes neither.",
+            hint='Leave them out, or use engine="torch".',
+        )
+    from srllm_guard.engines.reference import ReferenceEngine
+
+    return lambda bundle, base, device, _: ReferenceEngine(bundle, base, device, four_bit=four_bit)
 
 
 def tokenizer(folder: Path) -> Tokenizer:

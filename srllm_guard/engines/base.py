@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -51,6 +51,19 @@ class Request:
     """0 decodes greedily; above, tokens are drawn from the tempered distribution."""
     seed: int = 0
     """Seed of the draws; the same request gives the same continuation."""
+    draft: Ids = ()
+    """Token ids that the continuation will most likely copy from, in order. They change how fast it
+    is found, never what is found; without them the prompt itself is guessed from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A continuation whose likelihood is wanted."""
+
+    prompt: Ids
+    """Token ids that stand before it; at least one."""
+    ids: Ids
+    """Its token ids, T of them; at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +84,12 @@ class Continuation:
     """New token ids without the stop id."""
     finished: bool
     """Whether a stop id was met within the limit."""
+    steps: int = field(default=0, compare=False)
+    """Forward passes that it took, prefill included; 0 where the engine does not count."""
+    guessed: int = field(default=0, compare=False)
+    """Tokens that were drafted from the source and checked in these passes."""
+    accepted: int = field(default=0, compare=False)
+    """Those of them that were right."""
 
 
 @runtime_checkable

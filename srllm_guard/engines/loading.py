@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from srllm_guard.engines.heads import DetectionHeads, HeadsConfig
 from srllm_guard.errors import BundleError, ConfigError, MissingExtra
@@ -94,49 +95,79 @@ def _model_class(base: Path) -> Any:
     return getattr(transformers, name, None) or transformers.AutoModelForCausalLM
 
 
-def merge_adapter(model: Any, folder: Path) -> None:
-    """Add a LoRA adapter in PEFT's format to the weights of `model`, computed in float32.
+class Adapter:
+    """A LoRA adapter in PEFT's format, to be added to weights in float32.
 
     Covers plain LoRA (with or without rank-stabilised scaling) on linear layers, which is what
     bundles hold.
 
     Raises:
+        BundleError: the adapter is of another kind.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        weights = load_file(folder / ADAPTER)
+        odd = ("use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern")
+        if (
+            config.get("peft_type") != "LORA"
+            or config.get("bias", "none") != "none"
+            or any(config.get(key) for key in odd)
+            or any(not name.endswith((DOWN, UP)) for name in weights)
+        ):
+            raise BundleError(
+                f"The adapter in {folder} is not plain LoRA.",
+                hint="Merge it with PEFT and make a bundle of the result.",
+            )
+        root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
+        self._scale = config["lora_alpha"] / root
+        self._parts = {
+            name.removeprefix("base_model.model.").removesuffix(DOWN): (
+                weights[name.removesuffix(DOWN) + UP],
+                a,
+            )
+            for name, a in weights.items()
+            if name.endswith(DOWN)
+        }
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """Names of the linear layers that it changes."""
+        return frozenset(self._parts)
+
+    def add(self, module: str, weight: Tensor | None) -> Tensor:
+        """The float32 weight `[out, in]` of a layer with what the adapter adds; in place.
+
+        Raises:
+            BundleError: the adapter does not fit this base.
+        """
+        up, down = self._parts[module]
+        shape = None if weight is None else tuple(weight.shape)
+        if weight is None or shape != (up.shape[0], down.shape[1]):
+            raise BundleError(
+                f"The adapter does not fit this base: {module} is {shape}, "
+                f"the adapter changes {(up.shape[0], down.shape[1])}.",
+                hint=OTHER_BASE,
+            )
+        up, down = (each.to(weight.device, torch.float32) for each in (up, down))
+        return weight.addmm_(up, down, alpha=self._scale)
+
+
+def merge_adapter(model: Any, folder: Path) -> None:
+    """Add an adapter to the weights of `model`, computed in float32.
+
+    Raises:
         BundleError: the adapter is of another kind, or does not fit this base.
     """
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    weights = load_file(folder / ADAPTER)
-    odd = ("use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern")
-    if (
-        config.get("peft_type") != "LORA"
-        or config.get("bias", "none") != "none"
-        or any(config.get(key) for key in odd)
-        or any(not name.endswith((DOWN, UP)) for name in weights)
-    ):
-        raise BundleError(
-            f"The adapter in {folder} is not plain LoRA.",
-            hint="Merge it with PEFT and make a bundle of the result.",
-        )
-    root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
-    scale = config["lora_alpha"] / root
+    adapter = Adapter(folder)
     layers = dict(model.named_modules())
     with torch.no_grad():
-        for name, a in weights.items():
-            if not name.endswith(DOWN):
-                continue
-            path = name.removeprefix("base_model.model.").removesuffix(DOWN)
-            b = weights[name.removesuffix(DOWN) + UP]
+        for path in adapter.modules:
             weight = getattr(layers.get(path), "weight", None)
-            shape = None if weight is None else tuple(weight.shape)
-            if weight is None or shape != (b.shape[0], a.shape[1]):
-                raise BundleError(
-                    f"The adapter does not fit this base: {path} is {shape}, "
-                    f"the adapter changes {(b.shape[0], a.shape[1])}.",
-                    hint=OTHER_BASE,
-                )
             # In place where the weights are float32 already: each is touched once.
-            merged = weight if weight.dtype == torch.float32 else weight.float()
-            down, up = a.to(weight.device, torch.float32), b.to(weight.device, torch.float32)
-            weight.copy_(merged.addmm_(up, down, alpha=scale))
+            merged = adapter.add(path, None if weight is None else weight.float())
+            if weight is not None and merged.data_ptr() != weight.data_ptr():
+                weight.copy_(merged)
 
 
 def load_heads(bundle: Bundle, hidden: int) -> DetectionHeads:

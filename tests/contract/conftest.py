@@ -89,12 +89,22 @@ def prompt() -> Prompt:
     return Prompt(tiny_model.tokenizer(TEMPLATE), TEMPLATE)
 
 
-@pytest.fixture(scope="session", params=["bytes", "reference"])
+@pytest.fixture(scope="session", params=["bytes", "reference", "torch", "graphs"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each engine in turn."""
     if request.param == "bytes":
         return ByteEngine()
     from srllm_guard.engines.reference import ReferenceEngine
+    from srllm_guard.engines.torch import TorchEngine
 
     found: Tiny = request.getfixturevalue("tiny")
+    if request.param != "reference":
+        prompt: Prompt = request.getfixturevalue("prompt")
+        return TorchEngine(
+            found.bundle,
+            found.base,
+            "cpu",
+            opening=prompt.opening,
+            graphs=request.param == "graphs",
+        )
     return ReferenceEngine(found.bundle, found.base, "cpu")

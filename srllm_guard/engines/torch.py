@@ -1,0 +1,239 @@
+"""Our own engine on torch: Llama-family maths, early exit, drafted decoding; on CPU and CUDA.
+
+It imports neither transformers nor PEFT. On a CPU a result does not depend on who shares the batch:
+requests run one prompt at a time, windows one by one. On CUDA they share batches, and the last bits
+of a sum depend on the shape of the batch.
+
+Detection does not hand its states to the rewrite. The window that is judged and the prompt that
+asks for a rewrite are different ids: marks around the unsafe words, other context before the
+segment, the question behind it. Keys and values of a token hang on all ids before it, so only
+the constant beginning of the format is shared, and that is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from srllm_guard.engines.base import Asked, Continuation, Floats, Ids, Request, Scores, Window
+from srllm_guard.errors import ConfigError, EngineError, MissingExtra, ModelError
+from srllm_guard.models.bundle import Bundle
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as error:
+    raise MissingExtra(extra="torch", needed_for="the torch engine") from error
+
+from srllm_guard.engines import linear
+from srllm_guard.engines.checkpoint import Checkpoint, read_config
+from srllm_guard.engines.graphs import Graphs
+from srllm_guard.engines.llama import Llama, Shape, unsupported
+from srllm_guard.engines.loading import Adapter, find_device, load_heads
+from srllm_guard.engines.loop import decode
+from srllm_guard.engines.opening import Opening
+from srllm_guard.engines.steps import Steps
+
+WIDTH = 12
+"""Most tokens that a row is fed in a pass on a CPU: the last one and eleven guesses."""
+
+BATCH = 16
+"""Most windows that run together on CUDA, and candidates of one prompt on a CPU."""
+
+SCORED = 64
+"""Places whose logits are held at once when likelihoods are asked for."""
+
+
+class TorchEngine:
+    """A Llama-family model with its adapter merged.
+
+    Args:
+        bundle: adapter, heads and manifest.
+        base: folder of the base weights, see `srllm_guard.models.store.find_base`.
+        device: "cpu", "cuda", "cuda:1" or "auto" (CUDA if it is there).
+        precision: a name in `linear.PRECISIONS`; None is fp32 on a CPU and the fastest half
+            precision on CUDA.
+        threads: of torch, which are those of the whole process; None leaves them as they are, which
+            is one for each physical core.
+        opening: ids that prompts and windows begin with as a rule; they are computed once (CPU).
+        graphs: decode in fixed shapes, captured as CUDA graphs where there is CUDA; None does so
+            on CUDA only.
+
+    Raises:
+        ConfigError: the device or the precision is not there.
+        ModelError: the model does not run here, or its weights cannot be read.
+        BundleError: adapter and base do not fit.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        base: Path,
+        device: str = "auto",
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+        opening: Ids = (),
+        graphs: bool | None = None,
+    ) -> None:
+        self._device = find_device(device)
+        self.device = str(self._device)
+        on_cpu = self._device.type == "cpu"
+        if threads is not None:
+            if threads < 1:
+                raise ConfigError(f"threads is {threads}.", hint="Give 1 or more.")
+            torch.set_num_threads(threads)
+        config = read_config(base)
+        if reason := unsupported(config):
+            raise ModelError(
+                f"The torch engine does not run this base: {reason}.",
+                hint='Use engine="reference".',
+            )
+        shape = Shape.of(config)
+        chosen = precision or ("fp32" if on_cpu else "auto")
+        self._precision = linear.choose(chosen, self._device)
+        self._shares = not on_cpu
+        self.max_tokens = shape.max_tokens
+        self._layer = _checked(bundle.manifest.layer, shape.layers)
+        with torch.inference_mode():
+            self._heads = load_heads(bundle, shape.hidden).to(self._device)
+            weights = Checkpoint(base, Adapter(bundle.folder))
+            self._model = Llama(shape, weights, self._precision, self._device)
+            self._opening = Opening(self._model, opening)
+            wanted = self._shares if graphs is None else graphs
+            self._graphs = Graphs(self._model) if wanted else None
+
+    def detect(self, windows: Sequence[Window]) -> list[Scores]:
+        """See `Engine.detect`."""
+        order = sorted(range(len(windows)), key=lambda n: len(windows[n].ids))
+        found: dict[int, Scores] = {}
+        with torch.inference_mode():
+            for numbers in _split(order, BATCH if self._shares else 1):
+                found.update(zip(numbers, self._judge([windows[n] for n in numbers]), strict=True))
+        return [found[n] for n in range(len(windows))]
+
+    def generate(self, requests: Sequence[Request]) -> list[Continuation]:
+        """See `Engine.generate`."""
+        # Who asks the same gets the same: it is decoded once.
+        asked = list(dict.fromkeys(requests))
+        found: dict[Request, Continuation] = {}
+        with torch.inference_mode():
+            for batch in self._batches(asked):
+                found.update(zip(batch, self._continue(batch), strict=True))
+        return [found[request] for request in requests]
+
+    def score(self, asked: Sequence[Asked]) -> list[Floats]:
+        """See `Engine.score`."""
+        for each in asked:
+            if len(each.prompt) + len(each.ids) > self.max_tokens or not (each.prompt and each.ids):
+                raise EngineError(
+                    f"A prompt of {len(each.prompt)} tokens with a continuation of {len(each.ids)} "
+                    f"was to be scored; the model takes 1 and 1 at least, {self.max_tokens} at "
+                    "most.",
+                    hint="Send shorter segments.",
+                    retryable=False,
+                )
+        order = sorted(range(len(asked)), key=lambda n: asked[n].prompt)
+        found: dict[int, Floats] = {}
+        with torch.inference_mode():
+            for _, group in groupby(order, key=lambda n: asked[n].prompt):
+                numbers = list(group)
+                given = self._likelihoods(asked[numbers[0]].prompt, [asked[n].ids for n in numbers])
+                found.update(zip(numbers, given, strict=True))
+        return [found[n] for n in range(len(asked))]
+
+    def info(self) -> dict[str, Any]:
+        """See `Engine.info`."""
+        return {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "precision": self._precision,
+            "width": WIDTH if self._graphs is None else self._graphs.width,
+        }
+
+    def _batches(self, asked: Sequence[Request]) -> Iterator[list[Request]]:
+        """Requests that run together. On a CPU those are candidates of one prompt only."""
+        if self._graphs is not None:
+            for numbers in self._graphs.shares(asked):
+                yield [asked[n] for n in numbers]
+            return
+        order = sorted(asked, key=lambda r: (r.prompt, r.temperature, r.seed, r.barred))
+        for _, group in groupby(order, key=lambda request: request.prompt):
+            together = list(group)
+            for start in range(0, len(together), BATCH):
+                yield together[start : start + BATCH]
+
+    def _continue(self, batch: Sequence[Request]) -> list[Continuation]:
+        if self._graphs is not None:
+            graphs = self._graphs
+            return decode(batch, graphs.open(batch), width=graphs.width, max_tokens=self.max_tokens)
+        longest = max(len(request.prompt) + request.limit for request in batch)
+        slots = min(longest, self.max_tokens) + WIDTH
+        step = Steps(self._model, self._opening, slots)
+        return decode(batch, step, width=WIDTH, max_tokens=self.max_tokens, careful=True)
+
+    def _judge(self, windows: Sequence[Window]) -> list[Scores]:
+        owner = _padded([window.owner for window in windows], -2).to(self._device)
+        rows = max(window.segments for window in windows)
+        hidden = self._read([window.ids for window in windows], self._layer).float()
+        labels, spans = self._heads(hidden, owner, rows)
+        labels, spans = labels.cpu(), spans.cpu()
+        return [
+            Scores(labels[n, : window.segments].numpy(), spans[n, : len(window.ids)].numpy())
+            for n, window in enumerate(windows)
+        ]
+
+    def _likelihoods(self, prompt: Ids, continuations: Sequence[Ids]) -> list[Floats]:
+        """What each token of continuations of one prompt is given; the prompt is run once."""
+        layers, start = self._model.shape.layers, len(prompt)
+        cache = self._model.new_cache(1, start + max(map(len, continuations)), layers)
+        last = self._opening.run(prompt, cache, layers)[:, -1:]  # [1, 1, H]
+        found = []
+        for ids in continuations:
+            # One by one, each over the keys and values of the one before: alone is as in company.
+            hidden = last
+            if len(ids) > 1:
+                more = self._opening.go_on(ids[:-1], start, cache, layers)
+                hidden = torch.cat((last, more), 1)
+            chances = []
+            for states, chosen in zip(hidden[0].split(SCORED), _split(ids, SCORED), strict=True):
+                logits = self._model.logits(states)  # [at most SCORED, V]
+                index = torch.tensor(chosen, device=self._device).unsqueeze(1)
+                chances.append(logits.gather(1, index)[:, 0] - logits.logsumexp(-1))
+            found.append(torch.cat(chances).cpu().numpy())
+        return found
+
+    def _read(self, rows: Sequence[Ids], layers: int) -> Tensor:
+        """States `[B, T, H]` of rows after so many layers, padded at the right."""
+        longest = max(map(len, rows))
+        cache = self._model.new_cache(len(rows), longest, layers)
+        if len(rows) == 1:
+            return self._opening.run(rows[0], cache, layers)
+        ids = _padded(rows, 0).to(self._device)
+        positions = torch.arange(longest, device=self._device).expand(len(rows), -1)
+        return self._model.forward(ids, positions, cache, longest, layers)
+
+
+def _checked(layer: int, layers: int) -> int:
+    if not 0 < layer <= layers:
+        raise ModelError(
+            f"Detection reads the states after {layer} layers; this base has {layers}.",
+            hint="Use the base model that the bundle was trained on.",
+        )
+    return layer
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """`[B, T]`, int64, padded at the right."""
+    found = torch.full((len(rows), max(map(len, rows))), filler, dtype=torch.long)
+    for n, row in enumerate(rows):
+        found[n, : len(row)] = torch.tensor(row)
+    return found
+
+
+def _split(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
