@@ -184,7 +184,7 @@ def test_what_the_model_finds_unlikely_is_not_released() -> None:
     result = guard(engine, min_likelihood=-2).moderate("You silly old idiot.")
     assert "person" not in result.text
     assert "rewrite: unlikely" in result.edits[0].reasons
-    sure = guard(ByteEngine(), min_likelihood=-2).moderate("You silly old idiot.")
+    sure = guard(ByteEngine(unlikely=("old.",)), min_likelihood=-2).moderate("You silly old idiot.")
     assert sure.text == "You silly old person."
 
 
