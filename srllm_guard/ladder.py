@@ -21,8 +21,14 @@ Outcome = Literal["rewrite", "mask"]
 Flags = Callable[[str, Sequence[Verdict]], list[bool]]
 """Which verdicts on segments of a text the policy calls unsafe."""
 
+Fits = Callable[[int, int, str], bool]
+"""Whether the document around a text keeps its structure when a range of the text is replaced."""
+
 SLACK = 24
 """Tokens that a rewrite may have beyond twice its source."""
+
+BREAKS = "breaks_structure"
+"""The reason why a replacement is refused that does not fit."""
 
 
 @dataclass(slots=True)
@@ -47,6 +53,8 @@ class Job:
     """Attempts that are behind it; it never goes back to one of them."""
     errors: list[str] = field(default_factory=list)
     """What went wrong inside the model."""
+    fits: Fits | None = None
+    """Whether a replacement breaks the document that `text` is a part of; None: nothing can."""
 
     @property
     def source(self) -> str:
@@ -217,6 +225,8 @@ class Ladder:
                 job.replacement, job.outcome = best[3], attempt.outcome
 
     def _wrong(self, job: Job, text: str, attempt: Attempt) -> tuple[str, ...]:
+        if job.fits is not None and not job.fits(job.segment.start, job.segment.end, text):
+            return (BREAKS,)
         if attempt.outcome == "mask":
             return ("unchanged",) if text == job.source else ()
         if len(text.splitlines()) > 1:
