@@ -96,5 +96,14 @@ class Document:
         )
 
 
+def spoken(parts: Sequence[Part]) -> tuple[int, ...]:
+    """Numbers of the parts that have more than what must stay, such as code."""
+    return tuple(
+        number
+        for number, part in enumerate(parts)
+        if any(run.text.strip() and not run.kept for run in part.runs)
+    )
+
+
 def _words(text: str) -> list[str]:
     return text.split()

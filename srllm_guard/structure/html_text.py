@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from srllm_guard.errors import MissingExtra
-from srllm_guard.structure.document import Document
+from srllm_guard.structure.document import Document, spoken
 from srllm_guard.structure.part import Builder, Part, Spelling
 
 SKIPPED = frozenset({"script", "style", "iframe", "noembed", "noframes"})
@@ -47,7 +47,7 @@ def read(text: str) -> Document:
         MissingExtra: tinyhtml5 is not installed.
     """
     parts = tuple(_parts(text))
-    return Document(text, parts, tuple(range(len(parts))), message=_escaped)
+    return Document(text, parts, spoken(parts), message=_escaped)
 
 
 def _parts(text: str) -> list[Part]:
@@ -67,8 +67,9 @@ class _Collector:
 
     def characters(self, data: str, start: int, end: int, names: list[str]) -> None:
         """Take a text token, which stands within elements of these names."""
-        if not SKIPPED.isdisjoint(names):
-            return
+        code = not CODE.isdisjoint(names)
+        if not SKIPPED.isdisjoint(names) or (code and "pre" in names):
+            return  # a listing is code, which is not judged
         raw = not RAW.isdisjoint(names)
         if raw != self._raw:
             self._close()
@@ -76,7 +77,7 @@ class _Collector:
         seen = self._text[start:end]
         if len(seen) != len(data) or _UNSEEN.sub("\n", seen) != _UNSEEN.sub("\n", data):
             self._made.add(data, start, end)  # a character reference, or a CDATA section
-        elif not CODE.isdisjoint(names):
+        elif code:
             self._made.add(seen, start, end, kept=True)
         elif "pre" in names or "textarea" in names or raw:
             self._made.add(seen, start, end)

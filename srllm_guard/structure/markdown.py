@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from srllm_guard.errors import MissingExtra
 from srllm_guard.structure import html_text
-from srllm_guard.structure.document import Document
+from srllm_guard.structure.document import Document, spoken
 from srllm_guard.structure.part import Builder, Part, Range
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def read(text: str) -> Document:
     parts = tuple(part for part, _ in found)
     frame = (text[:start], [_shape(token) for token in tokens])
     inner = tuple(inner for _, inner in found)
-    return Document(text, parts, tuple(range(len(parts))), frame, read, inner=inner)
+    return Document(text, parts, spoken(parts), frame, read, inner=inner)
 
 
 @dataclass(slots=True)
