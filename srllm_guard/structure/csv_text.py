@@ -45,9 +45,14 @@ def delimiter(text: str) -> str:
 def _read(text: str, sign: str) -> Document:
     parts: list[Part] = []
     frame: list[str] = []
-    for part, quoted, end in _cells(text, sign):
+    near: list[tuple[int, int, int]] = []
+    start = first = 0
+    for part, quoted, end, past in _cells(text, sign):
         parts.append(part)
         frame.append(f"{quoted:d}{end}")
+        if end != sign:  # the record is complete
+            near += [(start, past, first)] * (len(parts) - first)
+            start, first = past, len(parts)
     judged = tuple(n for n, part in enumerate(parts) if is_prose(part.text))
     return Document(
         text,
@@ -56,11 +61,13 @@ def _read(text: str, sign: str) -> Document:
         frame,
         lambda new: _read(new, sign),
         lambda new: '"' + new.replace('"', '""') + '"',
+        near=tuple(near),
+        read_near=lambda record: _read(record, sign),
     )
 
 
-def _cells(text: str, sign: str) -> Iterator[tuple[Part, bool, str]]:
-    """Yield each cell, whether it is quoted, and what ends it: a delimiter, a line end or ""."""
+def _cells(text: str, sign: str) -> Iterator[tuple[Part, bool, str, int]]:
+    """Yield each cell, if it is quoted, what ends it (a delimiter, a line end, ""), and where."""
     plain = re.compile(rf"[^\r\n{re.escape(sign)}]*+")
     ends = re.compile(rf"{re.escape(sign)}|\r\n|\r|\n|\Z")
     at, line = int(text.startswith("\ufeff")), 1
@@ -85,7 +92,7 @@ def _cells(text: str, sign: str) -> Iterator[tuple[Part, bool, str]]:
         end = ends.match(text, at)
         if end is None or (quoted is None and text.startswith('"', part.start)):
             raise FormatError(f"The text is no valid CSV: the quotes of a cell in line {line}.")
-        yield part, quoted is not None, end.group()
+        yield part, quoted is not None, end.group(), end.end()
         line += len(_LINE_END.findall(text, part.start, end.end()))
         at = end.end()
         if not end.group() or (end.group() != sign and at == len(text)):

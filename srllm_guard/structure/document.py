@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from srllm_guard.errors import FormatError
 from srllm_guard.structure.part import Change, Part, apply
 
+Stretch = tuple[int, int, int]
+"""Range of a text that can be read by itself, and the number of its first part."""
+
 Replacement = tuple[int, int, str]
 """Range of the text of a part, and what it is replaced by."""
 
@@ -29,6 +32,11 @@ class Document:
     """The whole document when it is withheld: a message, spelled as one of its format."""
     inner: tuple[object, ...] = ()
     """What must be the same within each part, unless it is withheld; may be empty."""
+    near: tuple[Stretch, ...] = ()
+    """For each part the block around it, where a change is tried so that it need not be tried on
+    the whole text; may be empty."""
+    read_near: Callable[[str], Document] | None = None
+    """Reads such a block."""
 
     def changes(self, number: int, edits: Sequence[Replacement]) -> list[Change] | None:
         """What replacements in one part mean for the text, one change for each.
@@ -41,7 +49,7 @@ class Document:
         for spell in part.spellings:
             made = [part.change(self.text, *edit, spell) for edit in edits]
             found = [change for change in made if change is not None]
-            if len(found) == len(made) and self.holds(found, {number: wanted}):
+            if len(found) == len(made) and self._fits(found, number, wanted):
                 return found
         return None
 
@@ -55,13 +63,25 @@ class Document:
         for text in (message, "…", ""):
             for spell in part.spellings:
                 change = part.withhold(self.text, text, spell)
-                if self.holds([change], {number: text}, {number}):
+                if self._fits([change], number, text, withheld=True):
                     return change, text
         return None
 
     def fits(self, number: int, start: int, end: int, new: str) -> bool:
         """Whether a replacement in one part keeps the structure."""
         return self.changes(number, [(start, end, new)]) is not None
+
+    def _fits(
+        self, changes: Sequence[Change], number: int, wanted: str, *, withheld: bool = False
+    ) -> bool:
+        """Whether changes of one part hold, as far as the block around it tells."""
+        if self.near and self.read_near:
+            start, end, first = self.near[number]
+            block, here = self.read_near(self.text[start:end]), number - first
+            if here < len(block.parts) and block.parts[here].text == self.parts[number].text:
+                moved = [(a - start, b - start, new) for a, b, new in changes]
+                return block.holds(moved, {here: wanted}, {here} if withheld else ())
+        return self.holds(changes, {number: wanted}, {number} if withheld else ())
 
     def holds(
         self,

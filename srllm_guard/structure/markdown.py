@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from srllm_guard.errors import MissingExtra
 from srllm_guard.structure import html_text
-from srllm_guard.structure.document import Document, spoken
+from srllm_guard.structure.document import Document, Stretch, spoken
 from srllm_guard.structure.part import Builder, Part, Range
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 FRONT_MATTER = re.compile(
     r"\ufeff?(?:"
-    r"---[ \t]*\r?\n(?:(?:[\w\"'-][^\r\n:]*:|[ \t#-])[^\r\n]*\r?\n|\r?\n)*?(?:---|\.\.\.)"
-    r"|\+\+\+[ \t]*\r?\n(?:(?:[\w\"'-][^\r\n=]*=|[ \t#\[])[^\r\n]*\r?\n|\r?\n)*?\+\+\+"
+    r"---[ \t]*\r?\n(?:(?:[\w\"'][^\r\n:]*+:|[ \t#-])[^\r\n]*\r?\n|\r?\n)*?(?:---|\.\.\.)"
+    r"|\+\+\+[ \t]*\r?\n(?:(?:[\w\"'][^\r\n=]*+=|[ \t#\[])[^\r\n]*\r?\n|\r?\n)*?\+\+\+"
     r")[ \t]*(?:\r?\n|\Z)"
 )
 """YAML or TOML at the very start, every line of which looks like that."""
@@ -49,14 +49,36 @@ def read(text: str) -> Document:
         MissingExtra: markdown-it-py is not installed.
     """
     front = FRONT_MATTER.match(text)
-    start = front.end() if front else 0
-    notes = _Notes()
+    return _read(text, front.end() if front else 0, {}, read)
+
+
+def _read_block(block: str, references: dict[str, Any]) -> Document:
+    """Read a block; `references` are the link definitions of the text that it stands in."""
+    return _read(block, 0, references, lambda changed: _read_block(changed, references))
+
+
+def _read(
+    text: str, start: int, references: dict[str, Any], again: Callable[[str], Document]
+) -> Document:
+    notes = _Notes(references)
     tokens = _parser().parse(text[start:], notes.env)
     found = list(_Reader(text, start, notes).parts(tokens))
-    parts = tuple(part for part, _ in found)
-    frame = (text[:start], [_shape(token) for token in tokens])
-    inner = tuple(inner for _, inner in found)
-    return Document(text, parts, spoken(parts), frame, read, inner=inner)
+    parts = tuple(part for part, _, _ in found)
+    near: list[Stretch] = []
+    for number, (_, _, block) in enumerate(found):
+        same = bool(near) and near[-1][:2] == block
+        near.append(near[-1] if same else (*block, number))
+    known = notes.env.get("references", {})
+    return Document(
+        text,
+        parts,
+        spoken(parts),
+        (text[:start], [_shape(token) for token in tokens]),
+        again,
+        inner=tuple(inner for _, inner, _ in found),
+        near=tuple(near),
+        read_near=lambda block: _read_block(block, known),
+    )
 
 
 @dataclass(slots=True)
@@ -79,8 +101,8 @@ class _Inline:
 class _Notes:
     """The notes of all blocks of one text; they travel in the parser's environment."""
 
-    def __init__(self) -> None:
-        self.env: dict[str, Any] = {"srllm_notes": self}
+    def __init__(self, references: dict[str, Any]) -> None:
+        self.env: dict[str, Any] = {"srllm_notes": self, "references": dict(references)}
         self._of: dict[int, _Inline] = {}
 
     def of(self, tokens: list[Token]) -> _Inline:
@@ -99,14 +121,18 @@ class _Reader:
             start = end.end()
         self._lines.append((start, len(text)))
 
-    def parts(self, tokens: Sequence[Token]) -> Iterator[tuple[Part, object]]:
-        """Yield each part with the marks in it that must stay."""
+    def parts(self, tokens: Sequence[Token]) -> Iterator[tuple[Part, object, Range]]:
+        """Yield each part with the marks in it that must stay, and the range of its block."""
         row = (-1, 0)  # line of a table, and the end of its last cell
+        block = (0, 0)
         for token in tokens:
             first, last = token.map or (0, 0)
+            if token.level == 0 and token.map:
+                block = self._lines[first][0], self._lines[last - 1][1]
             if token.type == "html_block":
                 start, end = self._lines[first][0], self._lines[last - 1][1]
-                yield from ((_moved(part, start), None) for part in _html(self._text[start:end]))
+                html = _html(self._text[start:end])
+                yield from ((_moved(part, start), None, block) for part in html)
             elif token.type == "inline" and token.content:
                 in_row = self._row(token, row)
                 if in_row is not None:
@@ -116,9 +142,9 @@ class _Reader:
                     start, end = self._lines[first][0], self._lines[last - 1][1]
                     made = Builder()
                     made.add(self._text[start:end], start, end)
-                    yield made.part(), None
+                    yield made.part(), None, block
                 else:
-                    yield self._part(token, places), _inner_shape(token)
+                    yield self._part(token, places), _inner_shape(token), block
 
     def _row(self, token: Token, row: tuple[int, int]) -> list[Range] | None:
         """Places of the characters of a table cell; None where it is none."""

@@ -131,13 +131,11 @@ def _outcome(
 
 
 def _holds(document: Document, outcomes: Sequence[_Outcome]) -> bool:
-    """Whether all changes hold together, each of which holds alone."""
+    """Whether all changes hold together, each of which holds in its block."""
     changes = [change for outcome in outcomes for change in outcome.changes]
     apart = all(a[1] <= b[0] for a, b in pairwise(changes))
     if not apart or document.read is None:
         return apart
-    if len(changes) == 1:
-        return True
     wanted = {outcome.number: outcome.wanted for outcome in outcomes}
     withheld = {outcome.number for outcome in outcomes if outcome.after is None}
     return document.holds(changes, wanted, withheld)

@@ -7,7 +7,7 @@ import re
 from srllm_guard.text.protect import protected
 
 _WORD = re.compile(r"[^\W\d_]{2}")
-_ONE_WORD = re.compile(r"\W*(?:[^\W\d_]+['’-]?)+\W*\Z")
+_ONE_WORD = re.compile(r"\W*+(?:[^\W\d_]++['’-]?+)++\W*+\Z")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 
 

@@ -320,6 +320,10 @@ def test_html_that_names_a_file_is_still_a_text(byte_guard: Guard) -> None:
         ("email", ">" * 50_000 + "\n" + "> a\n" * 10_000),
         ("transcript", "a" * 50_000 + "\n" + "Bob: a\n" * 10_000),
         ("markdown", "---\n" + "a: b\n" * 20_000),
+        ("markdown", "---\n" + "- a: b\n" * 2_000),
+        ("auto", "-" * 50_000),
+        ("auto", "](" * 20_000 + "**a" * 20_000),
+        ("json", json.dumps(["a" * 5_000 + "1", "'-" * 5_000, "a-" * 5_000 + "1"])),
     ],
 )
 def test_reading_takes_no_longer_than_the_text(format_: Format, text: str) -> None:

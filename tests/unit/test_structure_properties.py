@@ -212,7 +212,7 @@ def test_ndjson_keeps_its_lines(values: list[Any], end: str) -> None:
     st.sampled_from(csv_text.DELIMITERS),
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
 )
-@QUICK
+@settings(QUICK, max_examples=30)
 def test_csv_is_read_as_python_reads_it_and_keeps_its_cells(
     rows: list[list[str]], sign: str, quoting: Any
 ) -> None:
