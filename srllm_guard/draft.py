@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from srllm_guard.detector import GAP, Verdict, summarise
 from srllm_guard.labels import LABELS, RISKS
-from srllm_guard.ladder import Job
+from srllm_guard.ladder import Fits, Job
 from srllm_guard.language import Language
 from srllm_guard.prompt import Range
 from srllm_guard.results import Detection, Edit
@@ -24,6 +24,8 @@ class Draft:
     flagged: tuple[bool, ...]
     """Which segments the policy calls unsafe."""
     language: Language
+    fits: Fits | None = None
+    """Whether a replacement fits into the document that the text is a part of."""
 
     @property
     def detection(self) -> Detection:
@@ -48,6 +50,7 @@ class Draft:
             before=self._neighbour(number, -1),
             behind=self._neighbour(number, 1),
             reasons=_reasons(verdict),
+            fits=self.fits,
         )
 
     def _neighbour(self, number: int, step: int) -> tuple[Segment, ...]:

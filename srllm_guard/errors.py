@@ -3,6 +3,7 @@
     GuardError                    the root: `except GuardError` catches all of it
       +- ConfigError              an option that makes no sense (also a ValueError)
       |    +- PolicyError         a policy that makes no sense
+      +- FormatError              a text is not in the format named (also a ValueError)
       +- MissingExtra             an optional dependency is not installed (also an ImportError)
       +- ModelError               something is wrong with the files of a model
       |    +- ModelNotFound       no such model, or its base weights are not on this machine
@@ -31,6 +32,7 @@ __all__ = [
     "ConfigError",
     "DeadlineExceeded",
     "EngineError",
+    "FormatError",
     "GuardError",
     "MissingExtra",
     "ModelError",
@@ -76,6 +78,12 @@ class ConfigError(GuardError, ValueError):
 
 class PolicyError(ConfigError):
     """A policy that makes no sense; the message names the field and the allowed values."""
+
+
+class FormatError(GuardError, ValueError):
+    """A text is not in the format that it is said to be in; the message says where, without it."""
+
+    default_hint = 'format="auto" takes a text as it is, and format="text" as plain text.'
 
 
 class MissingExtra(GuardError, ImportError):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from srllm_guard.calls import Calls
 from srllm_guard.errors import ConfigError, DeadlineExceeded, EngineError
@@ -13,6 +15,12 @@ from srllm_guard.moderator import Moderator
 from srllm_guard.policy import Policy
 from srllm_guard.results import Detection, Moderation
 from srllm_guard.runtime import Runtime, load
+
+if TYPE_CHECKING:
+    from srllm_guard.ladder import Fits
+    from srllm_guard.structure.document import Document
+    from srllm_guard.structure.formats import Format
+    from srllm_guard.structure.tool_calls import ToolCallModeration
 
 
 class Guard:
@@ -76,70 +84,146 @@ class Guard:
         """The model that the guard runs on; give it to another `Guard` to share the weights."""
         self._moderator = Moderator(model, self.policy)
 
-    def detect(self, text: str) -> Detection:
+    def detect(self, text: str, *, format: Format = "text") -> Detection:
         """Judge one text.
+
+        Args:
+            text: what is judged.
+            format: what it is written in; of anything but "text" only the prose is judged.
 
         Raises:
             TypeError: not a string.
+            FormatError: the text is not in this format.
             EngineError: the model failed, or missed the policy's deadline.
         """
-        return self.detect_many([text])[0]
+        return self.detect_many([text], format=format)[0]
 
-    def detect_many(self, texts: Iterable[str]) -> list[Detection]:
+    def detect_many(self, texts: Iterable[str], *, format: Format = "text") -> list[Detection]:
         """Judge texts together: the results of `detect`, in order. Errors as `detect`."""
         checked = _strings(texts)
-        return [draft.detection for draft in self._moderator.judge(checked, self._open())]
+        calls = self._open()
+        if format == "text":
+            return [draft.detection for draft in self._moderator.judge(checked, calls)]
+        from srllm_guard.structure.moderate import detection
 
-    def rewrite(self, text: str) -> str:
+        documents = _documents(checked, format)
+        drafts = iter(self._moderator.judge(_prose(documents), calls))
+        return [
+            detection(document, [next(drafts).detection for _ in document.judged])
+            for document in documents
+        ]
+
+    def rewrite(self, text: str, *, format: Format = "text") -> str:
         """The text to release: safe text as it is, unsafe text rewritten, masked or withheld.
 
+        Args:
+            text: what is moderated.
+            format: what it is written in, see `moderate`.
+
         Raises:
             TypeError: not a string. The model's failures do not raise: the policy decides.
+            FormatError: the text is not in this format.
         """
-        return self.moderate(text).text
+        return self.moderate(text, format=format).text
 
-    def rewrite_many(self, texts: Iterable[str]) -> list[str]:
+    def rewrite_many(self, texts: Iterable[str], *, format: Format = "text") -> list[str]:
         """Rewrite texts together: the results of `rewrite`, in order."""
-        return [result.text for result in self.moderate_many(texts)]
+        return [result.text for result in self.moderate_many(texts, format=format)]
 
-    def moderate(self, text: str) -> Moderation:
+    def moderate(self, text: str, *, format: Format = "text") -> Moderation:
         """Judge one text, make it safe if it is not, and say all about it.
 
+        Args:
+            text: what is moderated.
+            format: "text", or what the text is written in: "json", "ndjson", "markdown", "html",
+                "csv", "email", "transcript", or "auto" to tell from the text (never "csv"; what is
+                none of these is plain text). Only prose is judged and changed; all else is kept to
+                the byte, and what would break the structure is not released. A part that cannot be
+                made safe is withheld by itself.
+
         Raises:
             TypeError: not a string. The model's failures do not raise: the policy decides.
+            FormatError: the text is not in this format.
+            ConfigError: an unknown format.
+            MissingExtra: the format needs a package that is not installed.
         """
-        return self.moderate_many([text])[0]
+        return self.moderate_many([text], format=format)[0]
 
-    def moderate_many(self, texts: Iterable[str]) -> list[Moderation]:
+    def moderate_many(self, texts: Iterable[str], *, format: Format = "text") -> list[Moderation]:
         """Moderate texts together: the results of `moderate`, in order.
 
         The policy's deadline is one for the whole call.
         """
-        return self._moderate(_strings(texts), self._open())
+        checked = _strings(texts)
+        calls = self._open()
+        if format == "text":
+            return self._moderate(checked, calls)
+        from srllm_guard.structure.moderate import moderation
 
-    async def adetect(self, text: str) -> Detection:
+        documents = _documents(checked, format)
+        fits = [partial(document.fits, n) for document in documents for n in document.judged]
+        found = iter(self._moderate(_prose(documents), calls, fits))
+        timings = {**calls.spent, "total": calls.total()}
+        return [
+            moderation(
+                document,
+                [next(found) for _ in document.judged],
+                self.policy,
+                self._moderator.provenance,
+                {stage: round(ms, 3) for stage, ms in timings.items()},
+            )
+            for document in documents
+        ]
+
+    def moderate_tool_calls(self, calls: Iterable[Any]) -> list[ToolCallModeration]:
+        """Moderate the string arguments of tool calls, all in one batch.
+
+        Args:
+            calls: tool calls of OpenAI (chat.completions or responses), Anthropic or LangChain, as
+                dicts or objects.
+
+        Returns:
+            For each the call to go on with and the Moderation of its arguments as JSON. Names, ids
+            and arguments that are not prose are untouched; a safe call is the same object.
+
+        Raises:
+            TypeError: something that is no tool call.
+        """
+        from srllm_guard.structure.tool_calls import moderate_tool_calls
+
+        return moderate_tool_calls(self, calls)
+
+    async def adetect(self, text: str, *, format: Format = "text") -> Detection:
         """`detect` without blocking the event loop."""
-        return await asyncio.to_thread(self.detect, text)
+        return await asyncio.to_thread(self.detect, text, format=format)
 
-    async def adetect_many(self, texts: Iterable[str]) -> list[Detection]:
+    async def adetect_many(
+        self, texts: Iterable[str], *, format: Format = "text"
+    ) -> list[Detection]:
         """`detect_many` without blocking the event loop."""
-        return await asyncio.to_thread(self.detect_many, texts)
+        return await asyncio.to_thread(self.detect_many, texts, format=format)
 
-    async def arewrite(self, text: str) -> str:
+    async def arewrite(self, text: str, *, format: Format = "text") -> str:
         """`rewrite` without blocking the event loop."""
-        return await asyncio.to_thread(self.rewrite, text)
+        return await asyncio.to_thread(self.rewrite, text, format=format)
 
-    async def arewrite_many(self, texts: Iterable[str]) -> list[str]:
+    async def arewrite_many(self, texts: Iterable[str], *, format: Format = "text") -> list[str]:
         """`rewrite_many` without blocking the event loop."""
-        return await asyncio.to_thread(self.rewrite_many, texts)
+        return await asyncio.to_thread(self.rewrite_many, texts, format=format)
 
-    async def amoderate(self, text: str) -> Moderation:
+    async def amoderate(self, text: str, *, format: Format = "text") -> Moderation:
         """`moderate` without blocking the event loop."""
-        return await asyncio.to_thread(self.moderate, text)
+        return await asyncio.to_thread(self.moderate, text, format=format)
 
-    async def amoderate_many(self, texts: Iterable[str]) -> list[Moderation]:
+    async def amoderate_many(
+        self, texts: Iterable[str], *, format: Format = "text"
+    ) -> list[Moderation]:
         """`moderate_many` without blocking the event loop."""
-        return await asyncio.to_thread(self.moderate_many, texts)
+        return await asyncio.to_thread(self.moderate_many, texts, format=format)
+
+    async def amoderate_tool_calls(self, calls: Iterable[Any]) -> list[ToolCallModeration]:
+        """`moderate_tool_calls` without blocking the event loop."""
+        return await asyncio.to_thread(self.moderate_tool_calls, calls)
 
     def info(self) -> dict[str, Any]:
         """What this guard runs on: bundle, engine, device, hashes, thresholds; JSON-ready."""
@@ -154,14 +238,22 @@ class Guard:
             "engine_info": runtime.engine.info(),
         }
 
-    def _moderate(self, texts: list[str], calls: Calls) -> list[Moderation]:
+    def _moderate(
+        self, texts: list[str], calls: Calls, fits: Sequence[Fits | None] = ()
+    ) -> list[Moderation]:
+        """Moderate texts; `fits` says for each what does not break the document around it."""
+        fits = fits or [None] * len(texts)
         try:
             drafts = self._moderator.judge(texts, calls)
         except EngineError as error:
             if len(texts) == 1 or isinstance(error, DeadlineExceeded):
                 return [self._moderator.failed(text, error, calls) for text in texts]
             # One text must not cost the others their verdict.
-            return [result for text in texts for result in self._moderate([text], calls)]
+            pairs = zip(texts, fits, strict=True)
+            return [
+                result for text, fit in pairs for result in self._moderate([text], calls, [fit])
+            ]
+        drafts = [replace(draft, fits=fit) for draft, fit in zip(drafts, fits, strict=True)]
         return self._moderator.settle(drafts, calls)
 
     def _open(self) -> Calls:
@@ -187,3 +279,14 @@ def _strings(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"expected str, got {type(text).__name__}")
     return found
+
+
+def _documents(texts: list[str], format: Format) -> list[Document]:
+    from srllm_guard.structure.formats import read
+
+    return [read(text, format) for text in texts]
+
+
+def _prose(documents: list[Document]) -> list[str]:
+    """The prose of all documents, in order: one batch for the model."""
+    return [document.parts[n].text for document in documents for n in document.judged]

@@ -22,8 +22,14 @@ Outcome = Literal["rewrite", "mask"]
 Flags = Callable[[str, Sequence[Verdict]], list[bool]]
 """Which verdicts on segments of a text the policy calls unsafe."""
 
+Fits = Callable[[int, int, str], bool]
+"""Whether the document around a text keeps its structure when a range of the text is replaced."""
+
 SLACK = 24
 """Tokens that a rewrite may have beyond twice its source."""
+
+BREAKS = "breaks_structure"
+"""The reason why a replacement is refused that does not fit."""
 
 
 @dataclass(slots=True)
@@ -48,6 +54,8 @@ class Job:
     """Attempts that are behind it; it never goes back to one of them."""
     errors: list[str] = field(default_factory=list)
     """What went wrong inside the model."""
+    fits: Fits | None = None
+    """Whether a replacement breaks the document that `text` is a part of; None: nothing can."""
 
     @property
     def source(self) -> str:
@@ -273,6 +281,8 @@ class Ladder:
         return False
 
     def _wrong(self, job: Job, text: str, attempt: Attempt) -> tuple[str, ...]:
+        if job.fits is not None and not job.fits(job.segment.start, job.segment.end, text):
+            return (BREAKS,)
         if attempt.outcome == "mask":
             return ("unchanged",) if text == job.source else ()
         if attempt.name == "omit":

@@ -186,8 +186,9 @@ class Moderation:
 
     action: Action
     """ "pass": released as it was. "rewrite": parts were rewritten. "mask": parts were masked.
-    "block": withheld, `text` is the block message. "unverified": released without a verdict,
-    because the model was not validated for it."""
+    "block": withheld, `text` is the block message; of a text with a format (JSON, HTML, ...) at
+    least one part was. "unverified": released without a verdict, because the model was not
+    validated for it."""
     text: str
     """The text to show; the same as `original`, to the byte, unless something was edited."""
     original: str
@@ -195,7 +196,8 @@ class Moderation:
     before: Detection
     """What was found in `original`."""
     after: Detection | None
-    """What is found in `text`; None when the text was not edited, or withheld as a whole."""
+    """What is found in `text`, apart from parts that were withheld; None when the text was not
+    edited, or withheld as a whole."""
     edits: tuple[Edit, ...]
     """The parts that were replaced, by their start; empty when nothing was."""
     provenance: Provenance
@@ -224,7 +226,7 @@ class Moderation:
         False for text that is unverified, and for an unsafe original that a policy which only
         observes, or fails open, released.
         """
-        if self.action == "block" or (self.action == "mask" and self.after is None):
+        if self.action in ("block", "mask") and self.after is None:
             return True
         judged = self.before if self.after is None else self.after
         return self.action != "unverified" and judged.verified and not judged.unsafe

@@ -13,6 +13,7 @@ from srllm_guard.errors import (
     ConfigError,
     DeadlineExceeded,
     EngineError,
+    FormatError,
     GuardError,
     MissingExtra,
     ModelError,
@@ -34,6 +35,7 @@ def moderation() -> Moderation:
 ALL = [
     ConfigError("bad", hint="do this"),
     PolicyError("bad", hint="do this"),
+    FormatError("bad"),
     MissingExtra(extra="torch", needed_for="the reference engine"),
     ModelError("bad", hint="do this"),
     ModelNotFound("bad", hint="do this"),

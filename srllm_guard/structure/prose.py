@@ -1,0 +1,39 @@
+"""Which strings of structured data are prose, and which are values for machines."""
+
+from __future__ import annotations
+
+import re
+
+from srllm_guard.text.protect import protected
+
+_WORD = re.compile(r"[^\W\d_]{2}")
+_ONE_WORD = re.compile(r"\W*+(?:[^\W\d_]++['’-]?+)++\W*+\Z")
+_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
+
+
+def is_prose(text: str) -> bool:
+    """Whether a string is something that people read.
+
+    A text of two words or more is, unless all of it is addresses, paths, dates, numbers and the
+    like. A single word is when it is written like a sentence: it ends with a full stop, question or
+    exclamation mark, or begins with a capital and goes on in small letters. Others are names of
+    things ("in_progress", "PENDING", "idiot"), which a program may compare, so they stay. Words of
+    a script other than Latin need no space.
+    """
+    last, rest = 0, []
+    for part in protected(text):
+        rest.append(text[last : part.start])
+        last = part.end
+    spoken = " ".join([*rest, text[last:]])
+    if not _WORD.search(spoken):
+        return False
+    if len(text.split()) > 1:
+        return True
+    word = spoken.strip()
+    if word[-1] in ".!?…" or any(map(_is_foreign, word)):
+        return True
+    return bool(_ONE_WORD.match(word)) and word.strip("\"'“”‘’()*_").istitle()
+
+
+def _is_foreign(character: str) -> bool:
+    return character.isalpha() and not _LATIN.match(character)

@@ -1,0 +1,76 @@
+"""Chat transcripts: what was said is the parts; times and speakers' names are not touched."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from srllm_guard.structure.document import Document
+from srllm_guard.structure.part import Builder, Part
+
+_LINE = re.compile(r"([^\r\n]*+)(?:\r\n|\r|\n|\Z)")
+_TIME = (
+    r"\[?(?:\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4},?[ T])?\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,3})?)?"
+    r"(?:\s?[AaPp]\.?[Mm]\.?)?\]?"
+)
+_WORD = r"[^\W_][\w.'’-]{0,30}"
+_NAME = rf"{_WORD}(?: {_WORD}){{0,3}}(?: \([^()\r\n]{{1,30}}\))?"
+_MARKED = re.compile(
+    rf"[ \t]*(?:{_TIME}[ \t]*(?:[-–][ \t]*)?(?:<[^<>\s]{{1,40}}>:?|{_NAME}:|(?=\S))"
+    rf"|<[^<>\s]{{1,40}}>:?|(\*\*|__){_NAME}(?::\1|\1:))[ \t]*"
+)
+"""An opening that its form gives away: a time, <nick>, **Name:**."""
+_BARE = re.compile(rf"[ \t]*({_NAME}):[ \t]+(?=\S)")
+_CUE = re.compile(rf"[ \t]*(?:\d+|WEBVTT.*|{_TIME} --> {_TIME}.*)[ \t]*\Z")
+"""Lines of subtitles that nobody says."""
+
+
+def read(text: str) -> Document:
+    """Read a transcript: a line that opens with a speaker or a time begins what is said.
+
+    A name and a colon open it if the name is written like one ("Anna Smith", "Agent 2"), or if
+    it does so in two lines at least ("anna").
+    """
+    openings = [_BARE.match(match.group(1)) for match in _LINE.finditer(text)]
+    counts = Counter(opening.group(1) for opening in openings if opening)
+    names = {name for name, count in counts.items() if count > 1 or _is_name(name)}
+    frame: list[str] = []
+    parts = tuple(_parts(text, names, frame))
+    return Document(text, parts, tuple(range(len(parts))), frame, read)
+
+
+def speakers(text: str) -> int:
+    """How many lines open with a speaker whose form gives the opening away, or a name."""
+    count = 0
+    for match in _LINE.finditer(text):
+        bare = _BARE.match(match.group(1))
+        count += bool(_MARKED.match(match.group(1)) or (bare and _is_name(bare.group(1))))
+    return count
+
+
+def _is_name(name: str) -> bool:
+    words = name.partition(" (")[0].split()
+    return all(word[0].isupper() or word.isdigit() for word in words)
+
+
+def _parts(text: str, names: set[str], frame: list[str]) -> Iterator[Part]:
+    made, break_at = Builder(), 0
+    for match in _LINE.finditer(text):
+        line = match.group(1)
+        bare = _BARE.match(line)
+        opening = _MARKED.match(line) or (bare if bare and bare.group(1) in names else None)
+        cue = _CUE.match(line)
+        first = match.end(1) if cue else match.start() + (opening.end() if opening else 0)
+        if made and (opening or cue or not line.strip()):
+            yield made.part()
+            made = Builder()
+        if opening or cue:
+            frame.append(line if cue else line[: opening.end()] if opening else "")
+        if first < match.end(1) and line.strip():
+            if made:
+                made.add("\n", break_at, first, kept=True)
+            made.add(text[first : match.end(1)], first, match.end(1))
+        break_at = match.end(1)
+    if made:
+        yield made.part()
