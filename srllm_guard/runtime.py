@@ -72,8 +72,7 @@ def load(
         ModelError: bundle or base weights are missing or corrupt.
         MissingExtra: the engine's packages are not installed.
     """
-    if engine not in (None, *ENGINES):
-        raise ConfigError(f"Unknown engine {engine!r}.", hint=f"Known: {', '.join(ENGINES)}.")
+    _check(engine, four_bit, precision, threads)
     bundle = find_bundle(model)
     weights = find_base(bundle.manifest.base, base)
     manifest = bundle.manifest
@@ -81,7 +80,9 @@ def load(
     with ThreadPoolExecutor(2, "srllm-guard-load") as pool:
         words = pool.submit(lambda: Prompt(tokenizer(weights), manifest.prompt))
         pool.submit(preload)
-        make = _engine(weights, engine, four_bit, precision, threads)
+        if engine is None:
+            engine = "reference" if four_bit else _suited(weights)
+        make = _engine(engine, four_bit, precision, threads)
         prompt = words.result()
         running = make(bundle, weights, device, prompt)
     return Runtime(
@@ -94,35 +95,43 @@ def load(
     )
 
 
+def _check(engine: str | None, four_bit: bool, precision: str | None, threads: int | None) -> None:
+    """Refuse options that exclude one another, before anything is loaded."""
+    if engine not in (None, *ENGINES):
+        raise ConfigError(f"Unknown engine {engine!r}.", hint=f"Known: {', '.join(ENGINES)}.")
+    others = precision is not None or threads is not None
+    if four_bit and (engine == "torch" or others):
+        raise ConfigError(
+            "four_bit was asked for together with the torch engine or an option of it.",
+            hint='Only engine="reference" runs a base in 4 bits; it takes no precision or threads.',
+        )
+    if engine == "reference" and others:
+        raise ConfigError(
+            "precision or threads was given, and the reference engine takes neither.",
+            hint='Leave them out, or use engine="torch".',
+        )
+
+
+def _suited(base: Path) -> str:
+    """Name of the engine that runs a base best."""
+    from srllm_guard.engines.torch import suits
+
+    return "torch" if suits(base) else "reference"
+
+
 Make = Callable[[Bundle, Path, str, Prompt], Engine]
 """Loads an engine: bundle, base, device, prompt format."""
 
 
-def _engine(
-    base: Path, name: str | None, four_bit: bool, precision: str | None, threads: int | None
-) -> Make:
-    """Import the engine of that name, or the one that suits the base."""
-    if four_bit and (name == "torch" or precision is not None):
-        raise ConfigError(
-            "four_bit was asked for together with the torch engine or a precision of it.",
-            hint='Only engine="reference" runs a base in 4 bits.',
-        )
-    if name is None:
-        from srllm_guard.engines.checkpoint import read_config
-        from srllm_guard.engines.llama import unsupported
-
-        name = "reference" if four_bit or unsupported(read_config(base)) else "torch"
+def _engine(name: str, four_bit: bool, precision: str | None, threads: int | None) -> Make:
+    """Import the engine of that name, which takes longer than all else."""
     if name == "torch":
         from srllm_guard.engines.torch import TorchEngine
 
         return lambda bundle, base, device, prompt: TorchEngine(
             bundle, base, device, precision=precision, threads=threads, opening=prompt.opening
         )
-    if precision is not None or threads is not None:
-        raise ConfigError(
-            "precision or threads was given, and the reference engine takes neither.",
-            hint='Leave them out, or use engine="torch".',
-        )
+    _check(name, four_bit, precision, threads)
     from srllm_guard.engines.reference import ReferenceEngine
 
     return lambda bundle, base, device, _: ReferenceEngine(bundle, base, device, four_bit=four_bit)

@@ -11,6 +11,7 @@ Capturing is behind one seam, `capture`: on a CPU the same work on the same buff
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,8 @@ class Pass:
         self._best = torch.zeros(rows, width, dtype=torch.long, device=model.device)
         self.best = torch.zeros(rows, width, dtype=torch.long, pin_memory=pinned)
         self.logits = logits.view(rows, width, -1)
-        self._run = capture(self._work, model.device, pool)
+        with _on(model.device):
+            self._run = capture(self._work, model.device, pool)
 
     def _work(self) -> None:
         ids, positions, wanted = self._given.split(self._parts, 1)
@@ -167,12 +169,13 @@ class Pass:
         Returns:
             Logits `[W, V]` of each of `rows`.
         """
-        self._given.copy_(self._host, non_blocking=True)
-        self._run()
-        self.best.copy_(self._best, non_blocking=True)
-        full = [self.logits[row].to("cpu", non_blocking=True) for row in rows]
-        if self._given.is_cuda:
-            torch.cuda.current_stream(self._given.device).synchronize()
+        with _on(self._model.device):
+            self._given.copy_(self._host, non_blocking=True)
+            self._run()
+            self.best.copy_(self._best, non_blocking=True)
+            full = [self.logits[row].to("cpu", non_blocking=True) for row in rows]
+            if self._given.is_cuda:
+                torch.cuda.current_stream().synchronize()
         return [each.numpy() for each in full]
 
 
@@ -216,6 +219,11 @@ class GraphSteps:
             else logits[feed.row][: feed.want]
             for feed in feeds
         ]
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a CUDA device the current one: graphs and streams are those of the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def bucket(size: int, sizes: Sequence[int]) -> int:

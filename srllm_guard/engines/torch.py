@@ -218,6 +218,15 @@ class TorchEngine:
         return self._model.forward(ids, positions, cache, longest, layers)
 
 
+def suits(base: Path) -> bool:
+    """Whether this engine runs the model in a folder.
+
+    Raises:
+        ModelError: its config.json cannot be read.
+    """
+    return unsupported(read_config(base)) is None
+
+
 def _checked(layer: int, layers: int) -> int:
     if not 0 < layer <= layers:
         raise ModelError(

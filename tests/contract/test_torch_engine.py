@@ -28,7 +28,7 @@ from srllm_guard.engines.llama import Llama, Shape, unsupported  # noqa: E402
 from srllm_guard.engines.loading import Adapter  # noqa: E402
 from srllm_guard.engines.loop import decode  # noqa: E402
 from srllm_guard.engines.reference import ReferenceEngine  # noqa: E402
-from srllm_guard.engines.torch import TorchEngine  # noqa: E402
+from srllm_guard.engines.torch import TorchEngine, suits  # noqa: E402
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -356,6 +356,8 @@ def test_what_it_does_not_cover_it_refuses(
     config = read_config(tiny.base) | settings
     assert reason in (unsupported(config) or "")
     (tmp_path / "config.json").write_text(json.dumps(config))
+    assert suits(tiny.base)
+    assert not suits(tmp_path)
     with pytest.raises(ModelError, match="does not run this base") as caught:
         TorchEngine(tiny.bundle, tmp_path, "cpu")
     assert "reference" in caught.value.hint
