@@ -21,6 +21,9 @@ MOST_NEW = 4
 """Words with a meaning of their own that a rewrite may add, beyond one for each unsafe word. None
 of 890 rewrites by people (APPDIA, ParaDetox, our own records) needs more than 3."""
 
+SENTENCE = 6
+"""Words from which a source is no fragment; a rewrite of it has all but two of so many."""
+
 _META = re.compile(
     r"^\W*(?:here(?:'s| is| are)\b.{0,40}\b(?:rewrit|rephras|revis|version|text|variation)"
     r"|(?:sure|certainly|of course|okay)[,!.:]\s"
@@ -101,7 +104,7 @@ def faults(
         Short reasons: "empty", "unchanged", "meta_talk", "length", "kept_phrase", "kept_claim",
         "lost_<kind>", "lost_name", "invented_number", "invented_name", "invented_reason",
         "invented_content", "negation_lost", "negation_added", "compares_groups",
-        "repeats_context", "garbled".
+        "repeats_context", "garbled", "fragment".
     """
     if not rewrite.strip():
         return ("empty",)
@@ -119,6 +122,8 @@ def faults(
         "garbled": rewrite.count("\ufffd") > source.count("\ufffd"),  # half a character
         "meta_talk": _META.search(rewrite) and not _META.search(source),
         "length": not _fitting(source, rewrite, policy),
+        # "Early adopters." is what is left of many a sentence, and seldom one.
+        "fragment": len(said) >= SENTENCE > len(_words(rewrite)) + 2,
         "kept_phrase": any(_kept(*phrase, rewrite) for phrase in phrases),
         "kept_claim": _keeps_claim([text for text, kind in phrases if kind == "bias"], rewrite),
         # A small model explains what it cannot know: no reason that was not given before.

@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -107,7 +108,12 @@ def run(
     loss_curves(history, out / "loss.png", out / "loss.json")
     if config.refit is not None:
         model = refit(model, found, prompt, config, config.refit)
-    calibration, metrics = calibrate(model, prompt, found, config.likelihood)
+    if first is not None and config.training.rewriting_only:
+        # What is detected did not change, so neither does what was fitted on it.
+        calibration = replace(first.manifest.calibration, likelihood=config.likelihood)
+        metrics = dict(first.manifest.metrics["dev"])
+    else:
+        calibration, metrics = calibrate(model, prompt, found, config.likelihood)
     folder = write_bundle(
         out / "bundle",
         model,
