@@ -28,6 +28,10 @@ Fits = Callable[[int, int, str], bool]
 SLACK = 24
 """Tokens that a rewrite may have beyond twice its source."""
 
+DELETED = 3.0
+"""How much less likely a deletion may be than what the model says: it makes nothing up. Of 16 dev
+rewrites by deletion within -5.0, 14 were read as good; of 27 others within -2.0, 20."""
+
 BREAKS = "breaks_structure"
 """The reason why a replacement is refused that does not fit."""
 
@@ -276,6 +280,8 @@ class Ladder:
         job, _, text = each
         chance = chances.get((id(job), text))
         if self._likelihood is None or chance is None or chance >= self._likelihood:
+            return True
+        if text in trims(job.source, self._marks(job)) and chance >= self._likelihood - DELETED:
             return True
         job.reasons.append(f"{attempt.name}: unlikely")
         return False

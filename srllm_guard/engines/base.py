@@ -67,16 +67,6 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A continuation whose likelihood is wanted."""
-
-    prompt: Ids
-    """Token ids that stand before it; at least one."""
-    ids: Ids
-    """Its token ids, T of them; at least one."""
-
-
-@dataclass(frozen=True, slots=True)
 class Continuation:
     """What was decoded for one request."""
 
