@@ -170,3 +170,17 @@ def test_imperfect_marks_err_in_every_way_and_often_do_not() -> None:
     seen = {text[start:end] for ((start, end), *_) in draws}
     assert {"four five", "three four five", "five", "four", "four five six", text} <= seen
     assert sum(found == (mark,) for found in draws) > 60
+
+
+def test_pairs_that_bring_many_new_words_can_be_left_out(prompt: Prompt) -> None:
+    edit = unsafe("They drive badly, the fools.", "They drive badly.", "the fools")
+    invention = unsafe("They smell.", "We met friendly neighbours with beautiful gardens.", "smell")
+    public = unsafe("you damn fool", "you made quite some strange mistake", source="paradetox")
+    examples = [edit, invention, public]
+    assert len(rewriting.items(examples, prompt, 0)) == 3
+    few = rewriting.items(examples, prompt, 0, noisy=0, most_new=1)
+    targets = [prompt.decode(item.target[:-1]) for item in few]
+    assert targets == [edit.safe[0], public.safe[0]]
+    more = rewriting.Pair("They smell.", ((5, 10),), "They.")
+    added = rewriting.items([], prompt, 0, noisy=0, more=[more])
+    assert [prompt.decode(item.target[:-1]) for item in added] == ["They."]
