@@ -123,7 +123,7 @@ def faults(
         "meta_talk": _META.search(rewrite) and not _META.search(source),
         "length": not _fitting(source, rewrite, policy),
         # "Early adopters." is what is left of many a sentence, and seldom one.
-        "fragment": len(said) >= SENTENCE > len(_words(rewrite)) + 2,
+        "fragment": _long(said) >= SENTENCE > len(_words(rewrite)) + 2,
         "kept_phrase": any(_kept(*phrase, rewrite) for phrase in phrases),
         "kept_claim": _keeps_claim([text for text, kind in phrases if kind == "bias"], rewrite),
         # A small model explains what it cannot know: no reason that was not given before.
@@ -171,6 +171,11 @@ def _fitting(source: str, rewrite: str, policy: Policy) -> bool:
     return ratio >= policy.min_length_ratio and (
         ratio <= policy.max_length_ratio or len(rewrite) <= len(source) + 40
     )
+
+
+def _long(words: Sequence[str]) -> int:
+    """How many words there are, without the letters of s p a c e d ones."""
+    return sum(len(word) > 1 for word in words)
 
 
 def _repeats(source: str, rewrite: str, context: str) -> bool:

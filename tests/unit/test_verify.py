@@ -113,11 +113,18 @@ def test_no_meta_talk(source: str, rewrite: str) -> None:
 
 def test_length() -> None:
     source = "This clueless old fool told us a very long story about his garden yesterday."
-    assert found(source, "He spoke.", "clueless old fool") == {"length"}
+    assert found(source, "He spoke.", "clueless old fool") == {"length", "fragment"}
     assert "length" in found(source, "This man told us a story. " * 8, "clueless old fool")
     assert found("Idiot!", "You are mistaken about this!", "Idiot") == set()  # short may grow
     loose = Policy(min_length_ratio=0.0)
-    assert found(source, "He spoke.", "clueless old fool", policy=loose) == set()
+    assert found(source, "He spoke of it.", "clueless old fool", policy=loose) == set()
+
+
+def test_a_sentence_does_not_become_a_fragment() -> None:
+    source = "Early adopters are gullible sheep with more money."
+    assert "fragment" in found(source, "Early adopters.", "are gullible sheep with more money")
+    assert found("He is an idiot.", "He is.", "an idiot") == set()
+    assert "fragment" not in found("a s t u p i d man", "a man", "s t u p i d")
 
 
 def test_garbled() -> None:
@@ -321,6 +328,7 @@ def test_several_faults_at_once() -> None:
     source = "Ask that idiot Anna at 5 pm, not him."
     assert found(source, "Sure, ask Bob.", "that idiot") == {
         "meta_talk",
+        "fragment",
         "lost_date",
         "lost_name",
         "invented_name",
