@@ -13,7 +13,8 @@ TEXTS = (
     "The meeting moved to 14:30; the agenda is at https://example.org/agenda.",
     "Old people can't learn new software, so put Ed on the phones.",
     "Thanks for the report. Only an idiot would have missed the typo on page 3, though.",
-    "Women are too emotional to lead. The next election of the board is on 12 May.",
+    "Deputy mayor Ruiz, hysterical as women in politics tend to be, asked for 68 million pesos.",
+    "Send me the invoice by Friday, you clueless moron. The bank details are on page 2.",
     "I'm really unhappy with this delivery: two of the five boxes were empty.",
 )
 
