@@ -215,7 +215,7 @@ def test_early_stopping_keeps_the_best_weights(
 def test_without_patience_the_last_weights_stay(
     config: Config, base: Path, found: finetune.Corpus, prompt: Prompt, tmp_path: Path
 ) -> None:
-    wild = changed(config, epochs=3, lr=5.0, schedule="constant", evaluate_every=1)
+    wild = changed(config, lr=50.0, schedule="constant", evaluate_every=1, stop=2)
     model = fresh(wild, base)
     losses = [r["dev_rewriting"] for r in finetune.train(model, found, prompt, wild, tmp_path)]
     assert min(losses) < losses[-1]
