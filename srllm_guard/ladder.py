@@ -87,6 +87,8 @@ class Attempt:
     outcome: Outcome
     propose: Callable[[Sequence[Job]], list[list[str]]]
     """Replacements for each job, the preferred one first."""
+    scored: bool = False
+    """Whether the model has to be sure of what is proposed."""
 
 
 class Ladder:
@@ -158,15 +160,15 @@ class Ladder:
                 self._try(attempt, [job], calls)
 
     def _attempts(self, calls: Calls) -> Iterator[Attempt]:
-        policy = self._policy
+        policy, sure = self._policy, self._likelihood is not None
         for rung in policy.rungs:
             if rung == "rewrite":
-                yield Attempt("rewrite", "rewrite", lambda jobs: self._edit(jobs, calls))
+                yield Attempt("rewrite", "rewrite", lambda jobs: self._edit(jobs, calls), sure)
                 yield Attempt(
-                    "barred", "rewrite", lambda jobs: self._decode(jobs, calls, barred=True)
+                    "barred", "rewrite", lambda jobs: self._decode(jobs, calls, barred=True), sure
                 )
             elif rung == "candidates":
-                yield Attempt("candidates", "rewrite", lambda jobs: self._sample(jobs, calls))
+                yield Attempt("candidates", "rewrite", lambda jobs: self._sample(jobs, calls), sure)
             elif rung == "omit":
                 yield Attempt("omit", "rewrite", lambda jobs: [[""] for _ in jobs])
             elif rung == "mask":
@@ -233,15 +235,11 @@ class Ladder:
         calls: Calls,
     ) -> None:
         """Verify proposals, and take for each job the best that holds."""
-        open_: list[tuple[Job, int, str]] = []
-        for job, texts in zip(jobs, proposals, strict=True):
-            for rank, text in enumerate(texts):
-                if wrong := self._wrong(job, text, attempt):
-                    job.reasons += [f"{attempt.name}: {reason}" for reason in wrong]
-                else:
-                    open_.append((job, rank, text))
-        chances = self._chances(open_, attempt, calls)
-        open_ = [each for each in open_ if self._likely(each, chances, attempt)]
+        open_ = self._checked(jobs, proposals, attempt)
+        chances: dict[tuple[int, str], float] = {}
+        if attempt.scored and self._likelihood is not None:
+            chances = self._chances(open_, calls)
+            open_ = self._likely(open_, chances, self._likelihood, attempt)
         bound = self._doubts if attempt.outcome == "rewrite" else self._flags
         unsafe = self._judge([(job, text) for job, _, text in open_], bound, calls)
         ranked: dict[int, list[tuple[float, float, int, str]]] = {}
@@ -250,41 +248,59 @@ class Ladder:
                 job.reasons.append(f"{attempt.name}: still_unsafe")
                 continue
             if attempt.outcome == "mask":
-                key = (0.0, 0.0, rank, text)
-            elif (chance := chances.get((id(job), text))) is not None:
-                key = (-round(chance, 2), verdict.score, rank, text)
+                first = 0.0, 0.0
+            elif chances:
+                first = -round(chances[id(job), text], 2), verdict.score
             else:
                 # Safety first, in tenths; among equals the closest to what was said.
-                key = (round(verdict.score, 1), -closeness(job.source, text), rank, text)
-            ranked.setdefault(id(job), []).append(key)
+                first = round(verdict.score, 1), -closeness(job.source, text)
+            ranked.setdefault(id(job), []).append((*first, rank, text))
         for job in jobs:
             if choice := ranked.get(id(job)):
                 job.replacement, job.outcome = min(choice)[3], attempt.outcome
 
+    def _checked(
+        self, jobs: Sequence[Job], proposals: Sequence[Sequence[str]], attempt: Attempt
+    ) -> list[tuple[Job, int, str]]:
+        """The proposals that their text alone does not speak against, with their ranks."""
+        found = []
+        for job, texts in zip(jobs, proposals, strict=True):
+            for rank, text in enumerate(texts):
+                if wrong := self._wrong(job, text, attempt):
+                    job.reasons += [f"{attempt.name}: {reason}" for reason in wrong]
+                else:
+                    found.append((job, rank, text))
+        return found
+
     def _chances(
-        self, open_: Sequence[tuple[Job, int, str]], attempt: Attempt, calls: Calls
+        self, open_: Sequence[tuple[Job, int, str]], calls: Calls
     ) -> dict[tuple[int, str], float]:
         """The likelihood of each proposal of the model or the scissors, by job and text."""
-        if self._likelihood is None or attempt.name not in ("rewrite", "barred", "candidates"):
-            return {}
-        asked = [
-            Asked(self._request(job, barred=False).prompt, self._prompt.target(text))
-            for job, _, text in open_
-        ]
+        jobs = {id(job): job for job, _, _ in open_}
+        asks = {number: self._request(job, barred=False).prompt for number, job in jobs.items()}
         keys = [(id(job), text) for job, _, text in open_]
+        asked = [Asked(asks[number], self._prompt.target(text)) for number, text in keys]
         return dict(zip(keys, calls.score(asked), strict=True))
 
     def _likely(
-        self, each: tuple[Job, int, str], chances: Mapping[tuple[int, str], float], attempt: Attempt
-    ) -> bool:
-        job, _, text = each
-        chance = chances.get((id(job), text))
-        if self._likelihood is None or chance is None or chance >= self._likelihood:
-            return True
-        if text in trims(job.source, self._marks(job)) and chance >= self._likelihood - DELETED:
-            return True
-        job.reasons.append(f"{attempt.name}: unlikely")
-        return False
+        self,
+        open_: Sequence[tuple[Job, int, str]],
+        chances: Mapping[tuple[int, str], float],
+        least: float,
+        attempt: Attempt,
+    ) -> list[tuple[Job, int, str]]:
+        """The proposals that are likely enough; a deletion may be less likely than the others."""
+        cuts: dict[int, list[str]] = {}
+        found = []
+        for job, rank, text in open_:
+            chance = chances[id(job), text]
+            if chance < least and id(job) not in cuts:
+                cuts[id(job)] = trims(job.source, self._marks(job))
+            if chance >= least or (chance >= least - DELETED and text in cuts[id(job)]):
+                found.append((job, rank, text))
+            else:
+                job.reasons.append(f"{attempt.name}: unlikely")
+        return found
 
     def _wrong(self, job: Job, text: str, attempt: Attempt) -> tuple[str, ...]:
         if job.fits is not None and not job.fits(job.segment.start, job.segment.end, text):

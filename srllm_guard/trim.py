@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-Range = tuple[int, int]
+from srllm_guard.prompt import Range
 
 MOST = 12
 """Most ways of cutting that are tried for one segment."""

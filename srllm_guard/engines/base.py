@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from srllm_guard.errors import EngineError
+
 Floats = NDArray[np.float32]
 Ids = tuple[int, ...]
 
@@ -64,6 +66,22 @@ class Asked:
     """Token ids that stand before it; at least one."""
     ids: Ids
     """Its token ids, T of them; at least one."""
+
+
+def check_asked(asked: Sequence[Asked], max_tokens: int) -> None:
+    """Refuse what a model of `max_tokens` cannot score.
+
+    Raises:
+        EngineError: a prompt or a continuation is empty, or both together are too long.
+    """
+    for each in asked:
+        if len(each.prompt) + len(each.ids) > max_tokens or not (each.prompt and each.ids):
+            raise EngineError(
+                f"A prompt of {len(each.prompt)} tokens with a continuation of {len(each.ids)} was "
+                f"to be scored; the model takes 1 of each at least, {max_tokens} in all.",
+                hint="Send shorter segments.",
+                retryable=False,
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from srllm_guard.engines.base import Ids, Request
+from srllm_guard.engines.base import Request
+from srllm_guard.engines.pick import SHARE, next_barred
 
 
 class Choice(LogitsProcessor):
@@ -30,7 +31,7 @@ class Choice(LogitsProcessor):
         for n, request in enumerate(self._requests):
             if request.barred:
                 tail = tuple(input_ids[n, self._start :].tolist())
-                scores[n, _next_barred(request.barred, tail)] = -torch.inf
+                scores[n, next_barred(request.barred, tail)] = -torch.inf
             if request.temperature > 0:
                 chances = torch.rand(scores.shape[1], generator=self._draws[n])
                 noise = -torch.log(-torch.log(chances.clamp(1e-9, 1 - 1e-7)))
@@ -39,17 +40,8 @@ class Choice(LogitsProcessor):
         return scores
 
 
-def _next_barred(barred: Sequence[Ids], tail: Ids) -> list[int]:
-    """The ids that would complete a barred sequence; what the prompt holds does not count."""
-    return [
-        sequence[-1]
-        for sequence in barred
-        if len(sequence) == 1 or tail[-len(sequence) + 1 :] == sequence[:-1]
-    ]
-
-
-def _nucleus(logits: Tensor, share: float = 0.95) -> Tensor:
-    """Keep the likeliest ids that together have `share` (Holtzman et al., 2020); `logits` [V]."""
+def _nucleus(logits: Tensor) -> Tensor:
+    """Keep the likeliest ids that together have `SHARE`; `logits` [V]."""
     ordered, index = logits.sort(descending=True)
     before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-    return logits.index_fill(0, index[before > share], -torch.inf)
+    return logits.index_fill(0, index[before > SHARE], -torch.inf)

@@ -11,7 +11,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from srllm_guard.engines.base import Asked, Continuation, Floats, Request, Scores, Window
+from srllm_guard.engines.base import (
+    Asked,
+    Continuation,
+    Floats,
+    Request,
+    Scores,
+    Window,
+    check_asked,
+)
 from srllm_guard.errors import EngineError, MissingExtra
 from srllm_guard.models.bundle import Bundle
 
@@ -21,6 +29,7 @@ try:
 except ImportError as error:
     raise MissingExtra(extra="torch", needed_for="the reference engine") from error
 
+from srllm_guard.engines.batches import padded, parts
 from srllm_guard.engines.choice import Choice
 from srllm_guard.engines.loading import find_device, load_heads, load_model
 from srllm_guard.engines.trunk import Trunk
@@ -66,7 +75,7 @@ class ReferenceEngine:
         found: dict[int, Scores] = {}
         size = BATCH if self._shares else 1
         with torch.inference_mode():
-            for numbers in _parts(order, size):
+            for numbers in parts(order, size):
                 found.update(zip(numbers, self._judge([windows[n] for n in numbers]), strict=True))
         return [found[n] for n in range(len(windows))]
 
@@ -81,25 +90,18 @@ class ReferenceEngine:
         order = sorted(range(len(requests)), key=lambda n: (kin(n), len(requests[n].prompt)))
         found: dict[int, Continuation] = {}
         for _, group in groupby(order, key=kin):
-            for numbers in _parts(list(group), BATCH):
+            for numbers in parts(list(group), BATCH):
                 batch = [requests[n] for n in numbers]
                 found.update(zip(numbers, self._continue(batch), strict=True))
         return [found[n] for n in range(len(requests))]
 
     def score(self, asked: Sequence[Asked]) -> list[Floats]:
         """See `Engine.score`."""
-        for each in asked:
-            if len(each.prompt) + len(each.ids) > self.max_tokens or not (each.prompt and each.ids):
-                raise EngineError(
-                    f"A prompt of {len(each.prompt)} tokens and a continuation of {len(each.ids)}: "
-                    f"the model takes 1 of each at least and {self.max_tokens} in all.",
-                    hint="Send shorter segments.",
-                    retryable=False,
-                )
+        check_asked(asked, self.max_tokens)
         order = sorted(range(len(asked)), key=lambda n: len(asked[n].prompt) + len(asked[n].ids))
         found: dict[int, Floats] = {}
         with torch.inference_mode():
-            for numbers in _parts(order, BATCH if self._shares else 1):
+            for numbers in parts(order, BATCH if self._shares else 1):
                 batch = [asked[n] for n in numbers]
                 found.update(zip(numbers, self._likelihoods(batch), strict=True))
         return [found[n] for n in range(len(asked))]
@@ -116,14 +118,9 @@ class ReferenceEngine:
         }
 
     def _judge(self, windows: Sequence[Window]) -> list[Scores]:
-        longest = max(len(window.ids) for window in windows)
         rows = max(window.segments for window in windows)
-        ids = torch.zeros(len(windows), longest, dtype=torch.long)
-        owner = torch.full((len(windows), longest), -2, dtype=torch.long)
-        for n, window in enumerate(windows):
-            ids[n, : len(window.ids)] = torch.tensor(window.ids)
-            owner[n, : len(window.ids)] = torch.tensor(window.owner)
-        owner = owner.to(self._torch_device)
+        ids = padded([window.ids for window in windows], 0)
+        owner = padded([window.owner for window in windows], -2).to(self._torch_device)
         hidden = self._trunk(ids.to(self._torch_device)).float()
         labels, spans = self._heads(hidden, owner, rows)
         return [
@@ -135,13 +132,8 @@ class ReferenceEngine:
         ]
 
     def _likelihoods(self, asked: Sequence[Asked]) -> list[Floats]:
-        longest = max(len(each.prompt) + len(each.ids) for each in asked)
-        ids = torch.zeros(len(asked), longest, dtype=torch.long)
-        for n, each in enumerate(asked):
-            row = (*each.prompt, *each.ids)
-            ids[n, : len(row)] = torch.tensor(row)
         # Padding is at the right, so a causal model needs no mask for it.
-        ids = ids.to(self._torch_device)
+        ids = padded([(*each.prompt, *each.ids) for each in asked], 0).to(self._torch_device)
         hidden = self._model.model(input_ids=ids, use_cache=False).last_hidden_state
         found = []
         for n, each in enumerate(asked):
@@ -179,10 +171,6 @@ class ReferenceEngine:
             )
         rows = out[:, width:].tolist()
         return [_cut(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
-
-
-def _parts(numbers: list[int], size: int) -> list[list[int]]:
-    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 def _cut(ids: list[int], stop: frozenset[int]) -> Continuation:

@@ -17,8 +17,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from srllm_guard.engines.base import Asked, Continuation, Floats, Ids, Request, Scores, Window
-from srllm_guard.errors import ConfigError, EngineError, MissingExtra, ModelError
+from srllm_guard.engines.base import (
+    Asked,
+    Continuation,
+    Floats,
+    Ids,
+    Request,
+    Scores,
+    Window,
+    check_asked,
+)
+from srllm_guard.errors import ConfigError, MissingExtra, ModelError
 from srllm_guard.models.bundle import Bundle
 
 try:
@@ -28,6 +37,7 @@ except ImportError as error:
     raise MissingExtra(extra="torch", needed_for="the torch engine") from error
 
 from srllm_guard.engines import linear
+from srllm_guard.engines.batches import padded, parts
 from srllm_guard.engines.checkpoint import Checkpoint, read_config
 from srllm_guard.engines.graphs import Graphs
 from srllm_guard.engines.llama import Llama, Shape, unsupported
@@ -112,7 +122,7 @@ class TorchEngine:
         order = sorted(range(len(windows)), key=lambda n: len(windows[n].ids))
         found: dict[int, Scores] = {}
         with torch.inference_mode():
-            for numbers in _split(order, BATCH if self._shares else 1):
+            for numbers in parts(order, BATCH if self._shares else 1):
                 found.update(zip(numbers, self._judge([windows[n] for n in numbers]), strict=True))
         return [found[n] for n in range(len(windows))]
 
@@ -128,15 +138,7 @@ class TorchEngine:
 
     def score(self, asked: Sequence[Asked]) -> list[Floats]:
         """See `Engine.score`."""
-        for each in asked:
-            if len(each.prompt) + len(each.ids) > self.max_tokens or not (each.prompt and each.ids):
-                raise EngineError(
-                    f"A prompt of {len(each.prompt)} tokens with a continuation of {len(each.ids)} "
-                    f"was to be scored; the model takes 1 and 1 at least, {self.max_tokens} at "
-                    "most.",
-                    hint="Send shorter segments.",
-                    retryable=False,
-                )
+        check_asked(asked, self.max_tokens)
         order = sorted(range(len(asked)), key=lambda n: asked[n].prompt)
         found: dict[int, Floats] = {}
         with torch.inference_mode():
@@ -177,7 +179,7 @@ class TorchEngine:
         return decode(batch, step, width=WIDTH, max_tokens=self.max_tokens, careful=True)
 
     def _judge(self, windows: Sequence[Window]) -> list[Scores]:
-        owner = _padded([window.owner for window in windows], -2).to(self._device)
+        owner = padded([window.owner for window in windows], -2).to(self._device)
         rows = max(window.segments for window in windows)
         hidden = self._read([window.ids for window in windows], self._layer).float()
         labels, spans = self._heads(hidden, owner, rows)
@@ -200,7 +202,7 @@ class TorchEngine:
                 more = self._opening.go_on(ids[:-1], start, cache, layers)
                 hidden = torch.cat((last, more), 1)
             chances = []
-            for states, chosen in zip(hidden[0].split(SCORED), _split(ids, SCORED), strict=True):
+            for states, chosen in zip(hidden[0].split(SCORED), parts(ids, SCORED), strict=True):
                 logits = self._model.logits(states)  # [at most SCORED, V]
                 index = torch.tensor(chosen, device=self._device).unsqueeze(1)
                 chances.append(logits.gather(1, index)[:, 0] - logits.logsumexp(-1))
@@ -213,7 +215,7 @@ class TorchEngine:
         cache = self._model.new_cache(len(rows), longest, layers)
         if len(rows) == 1:
             return self._opening.run(rows[0], cache, layers)
-        ids = _padded(rows, 0).to(self._device)
+        ids = padded(rows, 0).to(self._device)
         positions = torch.arange(longest, device=self._device).expand(len(rows), -1)
         return self._model.forward(ids, positions, cache, longest, layers)
 
@@ -234,15 +236,3 @@ def _checked(layer: int, layers: int) -> int:
             hint="Use the base model that the bundle was trained on.",
         )
     return layer
-
-
-def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
-    """`[B, T]`, int64, padded at the right."""
-    found = torch.full((len(rows), max(map(len, rows))), filler, dtype=torch.long)
-    for n, row in enumerate(rows):
-        found[n, : len(row)] = torch.tensor(row)
-    return found
-
-
-def _split(items: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from srllm_guard.prompt import Range
 from srllm_guard.structure import html_text
 from srllm_guard.structure.document import Document, Stretch, spoken
 from srllm_guard.structure.markdown_inline import SPECIAL, Notes, parser
-from srllm_guard.structure.part import Builder, Part, Range
+from srllm_guard.structure.part import Builder, Part
 
 if TYPE_CHECKING:
     from markdown_it.token import Token

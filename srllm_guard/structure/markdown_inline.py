@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from srllm_guard.errors import MissingExtra
-from srllm_guard.structure.part import Range
+from srllm_guard.prompt import Range
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt

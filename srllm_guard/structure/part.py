@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
-Range = tuple[int, int]
-"""Start and end in code points, end exclusive."""
+from srllm_guard.prompt import Range
 
 Change = tuple[int, int, str]
 """Range of the source, and what stands there instead."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from srllm_guard.engines.base import Engine
+from srllm_guard.engines.base import Engine, Request
 from srllm_guard.models.bundle import (
     ADAPTER,
     HASHED,
@@ -60,6 +61,19 @@ def write_bundle(folder: Path, tuned: Any, *, hidden: int = 64) -> Bundle:
     )
     write_manifest(folder, manifest)
     return Bundle.load(folder)
+
+
+def drafted(prompt: Prompt, texts: Sequence[str], limit: int) -> list[Request]:
+    """Greedy requests for texts whose beginning is marked, each with its draft."""
+    return [
+        Request(
+            prompt.rewrite(text, [(0, 3)]),
+            frozenset({prompt.end}),
+            limit,
+            draft=tuple(prompt.encode(text)),
+        )
+        for text in texts
+    ]
 
 
 @pytest.fixture(scope="session")

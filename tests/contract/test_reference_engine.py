@@ -26,6 +26,7 @@ torch = pytest.importorskip("torch")
 
 from srllm_guard.engines.loading import merge_adapter  # noqa: E402
 from srllm_guard.engines.reference import ReferenceEngine  # noqa: E402
+from srllm_guard.engines.torch import TorchEngine  # noqa: E402
 
 
 def load(base: Path) -> Any:
@@ -93,18 +94,24 @@ def test_an_adapter_with_other_weights_is_refused(tiny: Tiny, tmp_path: Path) ->
         merge_adapter(load(tiny.base), folder)
 
 
+@pytest.mark.parametrize("made", [ReferenceEngine, TorchEngine])
 @pytest.mark.parametrize("settings", [{"intermediate_size": 96}, {"layers": 2}])
-def test_a_wrong_base_is_refused(tiny: Tiny, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_wrong_base_is_refused(
+    tiny: Tiny, tmp_path: Path, settings: dict[str, Any], made: type[ReferenceEngine | TorchEngine]
+) -> None:
     other = tiny_model.write(tmp_path, TEMPLATE, **settings)
     with pytest.raises(BundleError, match="does not fit this base") as caught:
-        ReferenceEngine(tiny.bundle, other, "cpu")
+        made(tiny.bundle, other, "cpu")
     assert "trained on" in caught.value.hint
 
 
-def test_heads_of_another_width_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", [ReferenceEngine, TorchEngine])
+def test_heads_of_another_width_are_refused(
+    tiny: Tiny, tmp_path: Path, made: type[ReferenceEngine | TorchEngine]
+) -> None:
     bundle = write_bundle(tmp_path / "wide", tiny.tuned, hidden=48)
     with pytest.raises(BundleError, match="width 48; this base has 64"):
-        ReferenceEngine(bundle, tiny.base, "cpu")
+        made(bundle, tiny.base, "cpu")
 
 
 def test_heads_that_are_not_those_of_the_manifest_are_refused(tiny: Tiny, tmp_path: Path) -> None:

@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 
 from srllm_guard.engines.base import Asked, Request, Window
-from srllm_guard.errors import BundleError, ConfigError, EngineError, ModelError
+from srllm_guard.errors import ConfigError, EngineError, ModelError
 from srllm_guard.prompt import Prompt
-from tests import tiny_model
-from tests.byte_engine import TEMPLATE
-from tests.contract.conftest import Tiny, write_bundle
+from tests.contract.conftest import Tiny, drafted
 
 torch = pytest.importorskip("torch")
 
@@ -152,15 +150,7 @@ def engine(tiny: Tiny, prompt: Prompt, request: pytest.FixtureRequest) -> TorchE
 
 @pytest.fixture
 def requests(prompt: Prompt) -> list[Request]:
-    return [
-        Request(
-            prompt.rewrite(text, [(0, 3)]),
-            frozenset({prompt.end}),
-            50,
-            draft=tuple(prompt.encode(text)),
-        )
-        for text in TEXTS
-    ]
+    return drafted(prompt, TEXTS, 50)
 
 
 def test_it_writes_what_the_reference_writes(
@@ -279,7 +269,7 @@ def test_passes_of_one_shape_are_captured_once(tiny: Tiny, requests: list[Reques
 def test_a_capture_between_passes_spoils_nothing(
     tiny: Tiny, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def warmed(work: Any, *_: Any) -> Any:
+    def warmed(work: Any, *rest: Any) -> Any:
         for _ in range(graphs.WARM):
             work()
         return work
@@ -387,20 +377,6 @@ def test_settings_of_positions_are_read_as_transformers_4_and_5_write_them() -> 
     assert dict(Shape.of(old).rope) == dict(Shape.of(config | {"rope_parameters": new}).rope) == new
     plain = {"rope_type": "default", "rope_theta": 10000.0}
     assert dict(Shape.of(config | {"rope_scaling": None}).rope) == plain
-
-
-@pytest.mark.parametrize("settings", [{"intermediate_size": 96}, {"layers": 2}])
-def test_a_wrong_base_is_refused(tiny: Tiny, tmp_path: Path, settings: dict[str, Any]) -> None:
-    other = tiny_model.write(tmp_path, TEMPLATE, **settings)
-    with pytest.raises(BundleError, match="does not fit this base") as caught:
-        TorchEngine(tiny.bundle, other, "cpu")
-    assert "trained on" in caught.value.hint
-
-
-def test_heads_of_another_width_are_refused(tiny: Tiny, tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / "wide", tiny.tuned, hidden=48)
-    with pytest.raises(BundleError, match="width 48; this base has 64"):
-        TorchEngine(bundle, tiny.base, "cpu")
 
 
 def test_a_base_that_is_incomplete_is_refused(tiny: Tiny, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from srllm_guard.engines.base import Asked, Request
 from srllm_guard.prompt import Prompt
-from tests.contract.conftest import Tiny
+from tests.contract.conftest import Tiny, drafted
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -40,15 +40,7 @@ def engine(tiny: Tiny, **settings: Any) -> TorchEngine:
 
 @pytest.fixture
 def requests(prompt: Prompt) -> list[Request]:
-    return [
-        Request(
-            prompt.rewrite(text, [(0, 3)]),
-            frozenset({prompt.end}),
-            40,
-            draft=tuple(prompt.encode(text)),
-        )
-        for text in TEXTS
-    ]
+    return drafted(prompt, TEXTS, 40)
 
 
 def test_work_is_captured_and_replayed() -> None:
