@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from srllm_guard import telemetry
 from srllm_guard.calls import Calls
-from srllm_guard.errors import ConfigError, DeadlineExceeded, EngineError
+from srllm_guard.errors import Blocked, ConfigError, DeadlineExceeded, EngineError
+from srllm_guard.middleware.verbs import MiddlewareVerbs
 from srllm_guard.moderator import Moderator
 from srllm_guard.policy import Policy
 from srllm_guard.results import Detection, Moderation
 from srllm_guard.runtime import Runtime, load
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from srllm_guard.ladder import Fits
     from srllm_guard.structure.document import Document
     from srllm_guard.structure.formats import Format
     from srllm_guard.structure.tool_calls import ToolCallModeration
 
 
-class Guard:
+class Guard(MiddlewareVerbs):
     """Finds biased, toxic and harmful text, and rewrites it into a safe variation.
 
     Args:
@@ -40,6 +44,8 @@ class Guard:
             None is fp32 on a CPU, half precision on CUDA.
         threads: of torch, in the whole process; None leaves them as they are, which is one for each
             physical core.
+        on_result: called once with every `Moderation` that this guard makes, for audits, in the
+            thread that made it; what it raises reaches the caller.
 
     A guard is safe to share between threads and keeps no state between calls.
 
@@ -60,7 +66,15 @@ class Guard:
         four_bit: bool = False,
         precision: str | None = None,
         threads: int | None = None,
+        on_result: Callable[[Moderation], object] | None = None,
     ) -> None:
+        if on_result is not None and not callable(on_result):
+            raise ConfigError(
+                f"on_result is a {type(on_result).__name__}.",
+                hint="Give a function that takes a Moderation, or None.",
+            )
+        self.on_result = on_result
+        """Called with every `Moderation`."""
         self.policy = _policy(policy)
         if isinstance(model, Runtime):
             options = (device, engine, base, four_bit, precision, threads)
@@ -101,17 +115,10 @@ class Guard:
     def detect_many(self, texts: Iterable[str], *, format: Format = "text") -> list[Detection]:
         """Judge texts together: the results of `detect`, in order. Errors as `detect`."""
         checked = _strings(texts)
-        calls = self._open()
-        if format == "text":
-            return [draft.detection for draft in self._moderator.judge(checked, calls)]
-        from srllm_guard.structure.moderate import detection
-
-        documents = _documents(checked, format)
-        drafts = iter(self._moderator.judge(_prose(documents), calls))
-        return [
-            detection(document, [next(drafts).detection for _ in document.judged])
-            for document in documents
-        ]
+        with telemetry.watch("detect", self._moderator.provenance) as span:
+            found = self._detected(checked, format)
+            telemetry.record_detections(checked, found, span)
+        return found
 
     def rewrite(self, text: str, *, format: Format = "text") -> str:
         """The text to release: safe text as it is, unsafe text rewritten, masked or withheld.
@@ -123,12 +130,13 @@ class Guard:
         Raises:
             TypeError: not a string. The model's failures do not raise: the policy decides.
             FormatError: the text is not in this format.
+            Blocked: the text was withheld, and the policy says `on_block="raise"`.
         """
-        return self.moderate(text, format=format).text
+        return self.released(self.moderate(text, format=format))
 
     def rewrite_many(self, texts: Iterable[str], *, format: Format = "text") -> list[str]:
         """Rewrite texts together: the results of `rewrite`, in order."""
-        return [result.text for result in self.moderate_many(texts, format=format)]
+        return [self.released(result) for result in self.moderate_many(texts, format=format)]
 
     def moderate(self, text: str, *, format: Format = "text") -> Moderation:
         """Judge one text, make it safe if it is not, and say all about it.
@@ -155,25 +163,10 @@ class Guard:
         The policy's deadline is one for the whole call.
         """
         checked = _strings(texts)
-        calls = self._open()
-        if format == "text":
-            return self._moderate(checked, calls)
-        from srllm_guard.structure.moderate import moderation
-
-        documents = _documents(checked, format)
-        fits = [partial(document.fits, n) for document in documents for n in document.judged]
-        found = iter(self._moderate(_prose(documents), calls, fits))
-        timings = {**calls.spent, "total": calls.total()}
-        return [
-            moderation(
-                document,
-                [next(found) for _ in document.judged],
-                self.policy,
-                self._moderator.provenance,
-                {stage: round(ms, 3) for stage, ms in timings.items()},
-            )
-            for document in documents
-        ]
+        with telemetry.watch("moderate", self._moderator.provenance) as span:
+            results = self._moderated(checked, format)
+            self.report(results, span)
+        return results
 
     def moderate_tool_calls(self, calls: Iterable[Any]) -> list[ToolCallModeration]:
         """Moderate the string arguments of tool calls, all in one batch.
@@ -225,6 +218,32 @@ class Guard:
         """`moderate_tool_calls` without blocking the event loop."""
         return await asyncio.to_thread(self.moderate_tool_calls, calls)
 
+    def released(self, result: Moderation) -> str:
+        """The text of a result.
+
+        Raises:
+            Blocked: it was withheld, and the policy says `on_block="raise"`.
+        """
+        if result.action == "block" and self.policy.on_block == "raise":
+            raise Blocked(result)
+        return result.text
+
+    def report(self, results: Sequence[Moderation], span: Span | None = None) -> None:
+        """Tell `on_result` and telemetry of results; each verb does so once for each result.
+
+        Args:
+            results: what this guard has just made.
+            span: of the call that made them; None after a stream.
+        """
+        telemetry.record_moderations(results, span)
+        if self.on_result is not None:
+            for result in results:
+                self.on_result(result)
+
+    def with_policy(self, policy: Policy) -> Guard:
+        """A guard with another policy on the same weights and with the same `on_result`."""
+        return Guard(self.runtime, policy=policy, on_result=self.on_result)
+
     def info(self) -> dict[str, Any]:
         """What this guard runs on: bundle, engine, device, hashes, thresholds; JSON-ready."""
         runtime = self.runtime
@@ -237,6 +256,40 @@ class Guard:
             "max_tokens": runtime.engine.max_tokens,
             "engine_info": runtime.engine.info(),
         }
+
+    def _detected(self, texts: list[str], format: Format) -> list[Detection]:
+        calls = self._open()
+        if format == "text":
+            return [draft.detection for draft in self._moderator.judge(texts, calls)]
+        from srllm_guard.structure.moderate import detection
+
+        documents = _documents(texts, format)
+        drafts = iter(self._moderator.judge(_prose(documents), calls))
+        return [
+            detection(document, [next(drafts).detection for _ in document.judged])
+            for document in documents
+        ]
+
+    def _moderated(self, texts: list[str], format: Format) -> list[Moderation]:
+        calls = self._open()
+        if format == "text":
+            return self._moderate(texts, calls)
+        from srllm_guard.structure.moderate import moderation
+
+        documents = _documents(texts, format)
+        fits = [partial(document.fits, n) for document in documents for n in document.judged]
+        found = iter(self._moderate(_prose(documents), calls, fits))
+        timings = {**calls.spent, "total": calls.total()}
+        return [
+            moderation(
+                document,
+                [next(found) for _ in document.judged],
+                self.policy,
+                self._moderator.provenance,
+                {stage: round(ms, 3) for stage, ms in timings.items()},
+            )
+            for document in documents
+        ]
 
     def _moderate(
         self, texts: list[str], calls: Calls, fits: Sequence[Fits | None] = ()

@@ -25,6 +25,7 @@ MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**32 - 1
 MAX_RATIO = 100.0
 MAX_MESSAGE = 2_000
+MAX_HOLDBACK = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,14 @@ class Policy:
     """What stands in place of a masked phrase; may be empty."""
     block_message: str = "[This text was withheld because it could not be made safe.]"
     """What is released in place of a withheld text; may be empty."""
+    on_block: Literal["message", "raise"] = "message"
+    """How a withheld text shows where text alone is returned (`rewrite`, and everything around
+    other calls): "message" puts `block_message` in its place, "raise" raises `Blocked`."""
+    max_holdback_chars: int = 2_000
+    """Most characters that a stream holds back while a sentence is not complete; what is held is
+    then judged as a segment. 1 to 100,000."""
+    max_holdback_ms: float | None = 10_000
+    """Likewise in milliseconds, from the first character that is held; None: no limit."""
     protect_quotations: bool = False
     """Whether quoted text comes back unchanged."""
     max_length_ratio: float = 2.0
@@ -269,6 +278,12 @@ _RULES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "unverified": _choice("pass", "block"),
     "mask_text": (_MESSAGE, _message),
     "block_message": (_MESSAGE, _message),
+    "on_block": _choice("message", "raise"),
+    "max_holdback_chars": (f"an integer from 1 to {MAX_HOLDBACK}", _integer(1, MAX_HOLDBACK)),
+    "max_holdback_ms": (
+        "a number of milliseconds above 0, or None",
+        _optional(_number(0, math.inf, above=True)),
+    ),
     "protect_quotations": ("True or False", _flag),
     "max_length_ratio": (f"a number from 1 to {MAX_RATIO:g}", _number(1, MAX_RATIO)),
     "min_length_ratio": ("a number from 0 to 1", _number(0, 1)),

@@ -1,0 +1,1 @@
+"""The guard around functions, streams, LangChain and OpenAI-compatible clients."""

@@ -1,0 +1,165 @@
+"""The verbs of `Guard` that put it around other people's calls; each imports what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+from srllm_guard.policy import Policy
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+
+    from srllm_guard.guard import Guard
+    from srllm_guard.middleware.langchain import GuardedChatModel, GuardRunnable
+    from srllm_guard.middleware.wrap import Selector
+
+F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C")
+
+Direction = bool | Policy
+"""Whether one direction of a call is guarded; a policy guards it by that policy."""
+
+
+class MiddlewareVerbs:
+    """What `Guard` inherits: the guard around functions, streams, chat models and clients.
+
+    Wherever a text is withheld here, the policy's `on_block` says whether its message stands in the
+    place of the text or `Blocked` is raised.
+    """
+
+    def stream(self, chunks: Iterable[str]) -> Iterator[str]:
+        """Yield the text of a stream, of which every character has passed the guard.
+
+        A sentence is held until it is complete and verified. What comes out, joined, is what
+        `rewrite` makes of the whole text, however it was cut into chunks, but for what can only be
+        known at its end: a text that cannot be made safe is withheld from the sentence on that
+        shows it.
+
+        Args:
+            chunks: text in pieces; closed when the consumer stops early.
+
+        Raises:
+            TypeError: a chunk is not a string.
+            Blocked: a text was withheld, and the policy says `on_block="raise"`.
+        """
+        from srllm_guard.middleware.stream import stream
+
+        return stream(cast("Guard", self), chunks)
+
+    def astream(self, chunks: AsyncIterable[str]) -> AsyncIterator[str]:
+        """`stream` of an async iterator, without blocking the event loop."""
+        from srllm_guard.middleware.stream import astream
+
+        return astream(cast("Guard", self), chunks)
+
+    @overload
+    def wrap(
+        self,
+        function: F,
+        /,
+        *,
+        inputs: Direction = ...,
+        outputs: Direction = ...,
+        input_text: Selector | None = ...,
+        output_text: Selector | None = ...,
+    ) -> F: ...
+
+    @overload
+    def wrap(
+        self,
+        function: None = None,
+        /,
+        *,
+        inputs: Direction = ...,
+        outputs: Direction = ...,
+        input_text: Selector | None = ...,
+        output_text: Selector | None = ...,
+    ) -> Callable[[F], F]: ...
+
+    def wrap(
+        self,
+        function: F | None = None,
+        /,
+        *,
+        inputs: Direction = False,
+        outputs: Direction = True,
+        input_text: Selector | None = None,
+        output_text: Selector | None = None,
+    ) -> F | Callable[[F], F]:
+        """Guard what a function takes or returns; also as a decorator, with or without arguments.
+
+        Args:
+            function: a function, method or partial, sync or async, or a generator of either kind.
+            inputs: whether the text in its arguments is moderated before it is called.
+            outputs: whether the text that it returns or yields is moderated.
+            input_text: where the text is in the arguments; None finds strings, chat messages and
+                objects of openai, anthropic and langchain.
+            output_text: likewise, in what is returned.
+
+        Returns:
+            A function with the same signature, docstring and type hints.
+
+        Raises:
+            TypeError: not callable.
+            ConfigError: a selector that makes no sense.
+        """
+        from srllm_guard.middleware.wrap import wrap
+
+        def guarded(function: F) -> F:
+            return wrap(
+                cast("Guard", self),
+                function,
+                inputs=inputs,
+                outputs=outputs,
+                input_text=input_text,
+                output_text=output_text,
+            )
+
+        return guarded if function is None else guarded(function)
+
+    def as_runnable(self, *, key: str | None = None) -> GuardRunnable:
+        """The guard as a LangChain runnable: `prompt | llm | guard.as_runnable()`.
+
+        Args:
+            key: of the text, where the input is a dict.
+
+        Raises:
+            MissingExtra: langchain-core is not installed.
+        """
+        from srllm_guard.middleware.langchain import GuardRunnable
+
+        return GuardRunnable(guard=cast("Guard", self), key=key)
+
+    def guard_model(
+        self, model: BaseChatModel, *, inputs: Direction = True, outputs: Direction = True
+    ) -> GuardedChatModel:
+        """A LangChain chat model whose messages are guarded, itself a chat model.
+
+        Args:
+            model: answers.
+            inputs: whether what it is asked is moderated.
+            outputs: whether what it answers is moderated, streams included.
+
+        Raises:
+            MissingExtra: langchain-core is not installed.
+        """
+        from srllm_guard.middleware.langchain import GuardedChatModel
+
+        return GuardedChatModel.around(cast("Guard", self), model, inputs=inputs, outputs=outputs)
+
+    def openai(self, client: C, *, inputs: Direction = False, outputs: Direction = True) -> C:
+        """An `OpenAI` or `AsyncOpenAI` client whose chats and responses are guarded.
+
+        Args:
+            client: any client of the openai package; it is not changed.
+            inputs: whether what is sent is moderated.
+            outputs: whether what comes back is moderated, streams included.
+
+        Raises:
+            TypeError: not a client of the openai package.
+            MissingExtra: openai is not installed.
+        """
+        from srllm_guard.middleware.openai import guarded
+
+        return guarded(cast("Guard", self), client, inputs=inputs, outputs=outputs)
