@@ -4,6 +4,7 @@
       +- ConfigError              an option that makes no sense (also a ValueError)
       |    +- PolicyError         a policy that makes no sense
       +- FormatError              a text is not in the format named (also a ValueError)
+      +- ShapeError               where the text is in a value is not known (also a TypeError)
       +- MissingExtra             an optional dependency is not installed (also an ImportError)
       +- ModelError               something is wrong with the files of a model
       |    +- ModelNotFound       no such model, or its base weights are not on this machine
@@ -38,6 +39,7 @@ __all__ = [
     "ModelError",
     "ModelNotFound",
     "PolicyError",
+    "ShapeError",
 ]
 
 
@@ -84,6 +86,18 @@ class FormatError(GuardError, ValueError):
     """A text is not in the format that it is said to be in; the message says where, without it."""
 
     default_hint = 'format="auto" takes a text as it is, and format="text" as plain text.'
+
+
+class ShapeError(GuardError, TypeError):
+    """Where the text is in a value is not known, or it is not where it was said to be.
+
+    The message names the types on the way, and nothing of what they hold.
+    """
+
+    default_hint = (
+        "Say where it is by input_text or output_text: a path such as "
+        '"choices[*].message.content", or a pair of functions (get, put).'
+    )
 
 
 class MissingExtra(GuardError, ImportError):

@@ -19,6 +19,7 @@ from srllm_guard.errors import (
     ModelError,
     ModelNotFound,
     PolicyError,
+    ShapeError,
 )
 from srllm_guard.results import Detection, LabelScore, Moderation, Provenance
 
@@ -36,6 +37,7 @@ ALL = [
     ConfigError("bad", hint="do this"),
     PolicyError("bad", hint="do this"),
     FormatError("bad"),
+    ShapeError("bad"),
     MissingExtra(extra="torch", needed_for="the reference engine"),
     ModelError("bad", hint="do this"),
     ModelNotFound("bad", hint="do this"),
@@ -78,6 +80,7 @@ def test_errors_cross_process_boundaries(error: GuardError, twin: object) -> Non
         (PolicyError("bad"), ValueError),
         (MissingExtra(extra="onnx", needed_for="the ONNX engine"), ImportError),
         (DeadlineExceeded("bad"), RuntimeError),
+        (ShapeError("bad"), TypeError),
     ],
 )
 def test_callers_may_catch_the_builtin(error: GuardError, builtin: type[Exception]) -> None:
