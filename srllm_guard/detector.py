@@ -1,7 +1,7 @@
 """Detection: text in, one verdict for each segment out.
 
-Consecutive segments are judged in windows, so each has its neighbours as context and every token is
-read once. Where the text hides what it says (look-alike letters, l33t, zero-width characters), a
+Consecutive segments are judged in windows, so each has those before it as context, and every token
+is read once. Where the text hides what it says (look-alike letters, l33t, zero-width characters), a
 folded view is judged beside the plain one, and the worse verdict counts.
 """
 

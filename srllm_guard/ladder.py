@@ -48,7 +48,7 @@ class Job:
     before: tuple[Segment, ...] = ()
     """The safe segment right before, if there is one: context for verification."""
     behind: tuple[Segment, ...] = ()
-    """The safe segment right behind, likewise."""
+    """The safe segment right behind."""
     reasons: list[str] = field(default_factory=list)
     """Why it was flagged, and why earlier attempts were refused."""
     replacement: str | None = None
@@ -319,19 +319,17 @@ class Ladder:
     def _judge(
         self, proposals: Sequence[tuple[Job, str]], bound: Flags, calls: Calls
     ) -> list[tuple[Verdict, bool]]:
-        """Detect each replacement in place, between its safe neighbours; say which are unsafe."""
+        """Detect each replacement in place, behind its safe neighbour; say which are unsafe."""
         texts = []
         for job, new in proposals:
             # A margin, never judged, shows where a quotation begins and ends.
             first = max(0, (job.before or (job.segment,))[0].start - GAP)
-            last = (job.behind or (job.segment,))[0].end + GAP
+            last = job.segment.end + GAP
             start = job.segment.start - first
             text = job.text[first : job.segment.start] + new + job.text[job.segment.end : last]
-            shift = len(new) - (job.segment.end - job.segment.start) - first
             here = [Segment(start, start + len(new), "prose", 0)] if new else []
             left = [Segment(s.start - first, s.end - first, "prose", 0) for s in job.before]
-            right = [Segment(s.start + shift, s.end + shift, "prose", 0) for s in job.behind]
-            texts.append((text, [*left, *here, *right], len(left), bool(here)))
+            texts.append((text, [*left, *here], len(left), bool(here)))
         found = self._detector.judge(
             [(text, parts) for text, parts, _, _ in texts],
             lambda windows: calls.detect(windows, "verify"),

@@ -109,7 +109,15 @@ class Prompt:
             The window, and for each of its tokens the range of `text` that it stands for, without
             white space at its ends (empty for the prefix).
         """
-        ids, ranges = self._encode(text)
+        ids: list[int] = []
+        ranges: list[Range] = []
+        at = 0
+        for end in (*(end for _, end in segments), len(text)):
+            # No token reaches over the end of a segment: its ids are those it has as the last one.
+            more, places = self._encode(text[at:end])
+            ids += more
+            ranges += [(at + first, at + last) for first, last in places]
+            at = max(at, end)
         starts = [start for start, _ in segments]
         owner, trimmed = [], []
         for start, end in ranges:

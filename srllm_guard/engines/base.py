@@ -17,7 +17,10 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens that are judged together: consecutive segments, each the other's context."""
+    """Tokens that are judged together: consecutive segments, each the context of those behind it.
+
+    What follows a segment has no say in its scores: a stream is judged as the finished text is.
+    """
 
     ids: Ids
     """Token ids, the prompt's prefix included; T of them."""

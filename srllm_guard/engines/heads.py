@@ -114,3 +114,35 @@ class DetectionHeads(nn.Module):
         peak = spans.unsqueeze(1).masked_fill(~member.unsqueeze(-1), -1e4).amax(2)
         peak = peak.clamp(-20, 20)
         return self.labels(torch.cat([pooled, mean, peak], -1)), spans
+
+    def in_turn(self, hidden: Tensor, owner: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+        """Judge each segment by itself and what stands before it, never by what follows.
+
+        So a sentence of a stream, judged before the next one has come, is judged as it is in the
+        finished text. The states are causal as it is; only the heads run once for each segment.
+
+        Args:
+            hidden: as in `forward`.
+            owner: as in `forward`; segments are in order.
+            segments: as in `forward`.
+
+        Returns:
+            As `forward`; span logits of tokens that belong to no segment are 0.
+        """
+        b, t, _ = hidden.shape
+        labels, spans = (
+            hidden.new_zeros(b, segments, N_LOGITS),
+            hidden.new_zeros(b, t, len(CATEGORIES)),
+        )
+        places = torch.arange(t, device=owner.device)
+        for n in range(segments):
+            mine = owner == n  # [B, T]
+            ends = ((places + 1) * mine).amax(1, keepdim=True)  # [B, 1]
+            end = int(ends.max())
+            if not end:
+                continue
+            seen = owner[:, :end].masked_fill(places[:end] >= ends, -2)
+            row, marks = self(hidden[:, :end], seen, n + 1)
+            labels[:, n] = row[:, n]
+            spans[:, :end] = torch.where(mine[:, :end, None], marks, spans[:, :end])
+        return labels, spans

@@ -39,7 +39,7 @@ except ImportError as error:
 from srllm_guard.engines import linear
 from srllm_guard.engines.batches import padded, parts
 from srllm_guard.engines.checkpoint import Checkpoint, read_config
-from srllm_guard.engines.graphs import Graphs
+from srllm_guard.engines.graphs import ROWS, Graphs
 from srllm_guard.engines.llama import Llama, Shape, unsupported
 from srllm_guard.engines.loading import Adapter, find_device, load_heads
 from srllm_guard.engines.loop import decode
@@ -107,6 +107,8 @@ class TorchEngine:
         chosen = precision or ("fp32" if on_cpu else "auto")
         self._precision = linear.choose(chosen, self._device)
         self._shares = not on_cpu
+        self.together = 1 if on_cpu else ROWS[-1]
+        """Most items that share a call, see `srllm_guard.batcher`."""
         self.max_tokens = shape.max_tokens
         self._layer = _checked(bundle.manifest.layer, shape.layers)
         with torch.inference_mode():
@@ -182,7 +184,7 @@ class TorchEngine:
         owner = padded([window.owner for window in windows], -2).to(self._device)
         rows = max(window.segments for window in windows)
         hidden = self._read([window.ids for window in windows], self._layer).float()
-        labels, spans = self._heads(hidden, owner, rows)
+        labels, spans = self._heads.in_turn(hidden, owner, rows)
         labels, spans = labels.cpu(), spans.cpu()
         return [
             Scores(labels[n, : window.segments].numpy(), spans[n, : len(window.ids)].numpy())

@@ -71,6 +71,19 @@ def test_judged_together_is_judged_alone_in_any_order(
             np.testing.assert_allclose(one.spans, other.spans, atol=1e-4)
 
 
+def test_what_follows_a_segment_has_no_say_in_its_scores(engine: Engine, prompt: Prompt) -> None:
+    text = 'Go away, said the man. You are trash!" Nice day. The train leaves at 9:40.'
+    segments = [(0, 22), (23, 37), (39, 48), (49, len(text))]
+    whole, _ = prompt.window(text, segments)
+    parts = [prompt.window(text[:end], segments[: n + 1])[0] for n, (_, end) in enumerate(segments)]
+    for n, part in enumerate(parts):
+        assert part.ids == whole.ids[: len(part.ids)]
+        alone, along = engine.detect([part, whole])
+        owned = [at for at, owner in enumerate(part.owner) if owner == n]
+        np.testing.assert_allclose(alone.labels[n], along.labels[n], atol=1e-4)
+        np.testing.assert_allclose(alone.spans[owned], along.spans[owned], atol=1e-4)
+
+
 def test_different_texts_get_different_scores(engine: Engine, windows: list[Window]) -> None:
     unsafe, safe = engine.detect([windows[0], windows[2]])
     assert not np.allclose(unsafe.labels, safe.labels)
