@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from srllm_guard.guard import Guard
     from srllm_guard.middleware.langchain import GuardedChatModel, GuardRunnable
-    from srllm_guard.middleware.wrap import Selector
+    from srllm_guard.middleware.selectors import Selector
+    from srllm_guard.structure.formats import Format
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C")
@@ -63,6 +64,7 @@ class MiddlewareVerbs:
         outputs: Direction = ...,
         input_text: Selector | None = ...,
         output_text: Selector | None = ...,
+        format: Format = ...,
     ) -> F: ...
 
     @overload
@@ -75,6 +77,7 @@ class MiddlewareVerbs:
         outputs: Direction = ...,
         input_text: Selector | None = ...,
         output_text: Selector | None = ...,
+        format: Format = ...,
     ) -> Callable[[F], F]: ...
 
     def wrap(
@@ -86,23 +89,40 @@ class MiddlewareVerbs:
         outputs: Direction = True,
         input_text: Selector | None = None,
         output_text: Selector | None = None,
+        format: Format = "text",
     ) -> F | Callable[[F], F]:
         """Guard what a function takes or returns; also as a decorator, with or without arguments.
 
+        All texts of a call are moderated in one batch; everything else goes through untouched, and
+        so does the very same object where nothing had to change. Strings are known, chat messages,
+        content blocks, completions, responses and their streams as OpenAI, Anthropic and LangChain
+        have them (dicts or objects), and lists, tuples, dataclasses, pydantic models and named
+        tuples of all these. Anything else is refused unless a selector says where its text is.
+
         Args:
-            function: a function, method or partial, sync or async, or a generator of either kind.
-            inputs: whether the text in its arguments is moderated before it is called.
-            outputs: whether the text that it returns or yields is moderated.
-            input_text: where the text is in the arguments; None finds strings, chat messages and
-                objects of openai, anthropic and langchain.
-            output_text: likewise, in what is returned.
+            function: a function, method, partial or callable object, sync or async, or a generator
+                of either kind, whose pieces are guarded as `stream` does it: they are held until
+                they are verified, so what is sent into such a generator does not reach it.
+            inputs: whether the text in its arguments is moderated before it is called; a policy
+                moderates it by that policy. Of chat messages only those of users and tools are: the
+                application wrote the instructions, and answers were moderated when they were given.
+            outputs: likewise the text that it returns or yields.
+            input_text: where the text is in the arguments: a path that begins with the name of a
+                parameter ("messages[*].content"), several paths, or a pair of functions: one takes
+                a dict of the arguments and gives a list of texts, the other takes the dict and as
+                many texts and gives a dict with these.
+            output_text: likewise, in what is returned, or in each item of a stream.
+            format: what returned texts are written in, see `moderate`; streams are plain text.
 
         Returns:
-            A function with the same signature, docstring and type hints.
+            A function of the same kind with the same signature, docstring and type hints. Where a
+            text is withheld and the policy puts a message in its place, the message is what the
+            function takes; with `on_block="raise"` it is not called.
 
         Raises:
             TypeError: not callable.
-            ConfigError: a selector that makes no sense.
+            ConfigError: a direction or selector that makes no sense. When the function is called,
+                ShapeError: where the text is in a value is not known; and Blocked.
         """
         from srllm_guard.middleware.wrap import wrap
 
@@ -114,6 +134,7 @@ class MiddlewareVerbs:
                 outputs=outputs,
                 input_text=input_text,
                 output_text=output_text,
+                format=format,
             )
 
         return guarded if function is None else guarded(function)

@@ -1,0 +1,263 @@
+"""Streams of a wrapped function: the text of the items is guarded as one, all else stays as it was.
+
+Known are strings, chunks of chat completions and events of responses (dicts, or objects with the
+same fields), and message chunks of LangChain; of anything else a selector says where the text is.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from srllm_guard.errors import ShapeError
+from srllm_guard.middleware.records import ABSENT, field
+from srllm_guard.middleware.selectors import Known, Place
+from srllm_guard.middleware.shapes import WITHOUT_TEXT, Visitor, Where
+from srllm_guard.middleware.stream import TextStream
+
+if TYPE_CHECKING:
+    from srllm_guard.guard import Guard
+    from srllm_guard.middleware.langchain.chunks import MessageStream
+    from srllm_guard.middleware.openai.chat import ChatEvents
+    from srllm_guard.middleware.openai.responses import ResponseEvents
+
+
+class Part(Protocol):
+    """The state of one kind of stream."""
+
+    @property
+    def due(self) -> float | None:
+        """When `flush` is due, on the clock of `time.monotonic`; None for never."""
+        ...
+
+    def take(self, item: Any) -> list[Any]:
+        """The items that may be shown, now that this one has come.
+
+        Raises:
+            Blocked: as `flush` and `end`: a text was withheld, and the policy says
+                `on_block="raise"`.
+        """
+        ...
+
+    def flush(self) -> list[Any]:
+        """What was held for long enough, judged as if it were complete."""
+        ...
+
+    def end(self) -> list[Any]:
+        """The rest, now that no item comes any more."""
+        ...
+
+
+class Pieces:
+    """The state of one stream, whatever its items are; see `Part`."""
+
+    def __init__(self, guard: Guard, place: Place) -> None:
+        self._guard = guard
+        self._place = place
+        self._part: Part | None = None
+
+    @property
+    def due(self) -> float | None:
+        """See `Part`."""
+        return None if self._part is None else self._part.due
+
+    def take(self, item: Any) -> list[Any]:
+        """See `Part`.
+
+        Raises:
+            ShapeError: where the text is in such an item is not known.
+        """
+        if isinstance(item, WITHOUT_TEXT):
+            return [item]
+        kind = _kind(item, self._place)
+        if isinstance(self._part, kind):
+            return self._part.take(item)
+        before = self.end()
+        self._part = part = kind(self._guard, self._place)
+        return before + part.take(item)
+
+    def flush(self) -> list[Any]:
+        """See `Part`."""
+        return [] if self._part is None else self._part.flush()
+
+    def end(self) -> list[Any]:
+        """See `Part`."""
+        return [] if self._part is None else self._part.end()
+
+
+class Places:
+    """Strings, or items of which a selector says where the text is: each place is one text.
+
+    What is held of a place when the stream ends is given in a copy of its last item.
+    """
+
+    def __init__(self, guard: Guard, place: Place) -> None:
+        self._guard = guard
+        self._place = place
+        self._texts: dict[Where, TextStream] = {}
+        self._last: dict[Where, Any] = {}
+
+    @property
+    def due(self) -> float | None:
+        """See `Part`."""
+        return min((at for text in self._texts.values() if (at := text.due)), default=None)
+
+    def take(self, item: Any) -> list[Any]:
+        """See `Part`."""
+
+        def fed(piece: str, where: Where) -> str:
+            self._last[where] = item
+            text = self._texts.setdefault(where, TextStream(self._guard))
+            shown = text.feed(piece)
+            return piece if shown == piece else shown
+
+        def moderated(call: Any, _: Where) -> Any:
+            (done,) = self._guard.moderate_tool_calls([call])
+            self._guard.released(done.moderation)
+            return done.call
+
+        shown = self._place.walk(item, Visitor(fed, moderated))
+        return [shown] if shown != "" or item == "" else []
+
+    def flush(self) -> list[Any]:
+        """See `Part`."""
+        now = time.monotonic()
+        due = [where for where, text in self._texts.items() if text.due and text.due <= now]
+        return self._rests(due, TextStream.flush)
+
+    def end(self) -> list[Any]:
+        """See `Part`."""
+        rests = self._rests(list(self._texts), TextStream.close)
+        self._texts.clear()
+        return rests
+
+    def _rests(self, places: list[Where], take: Callable[[TextStream], str]) -> list[Any]:
+        out = []
+        for where in places:
+            if rest := take(self._texts[where]):
+                visitor = Visitor(partial(_only, where, rest), lambda call, _: call)
+                out.append(self._place.walk(self._last[where], visitor))
+        return out
+
+
+class Chunks:
+    """Chunks of a completion, or events of a response, of OpenAI's API."""
+
+    def __init__(self, guard: Guard, _: Place) -> None:
+        self._guard = guard
+        self._events: ChatEvents | ResponseEvents | None = None
+        self._types: dict[str, type] = {}
+
+    @property
+    def due(self) -> float | None:
+        """See `Part`."""
+        return None if self._events is None else self._events.due
+
+    def take(self, item: Any) -> list[Any]:
+        """See `Part`."""
+        if self._events is None:
+            self._events = _events(self._guard, item)
+        as_dict = copy.deepcopy(item) if isinstance(item, dict) else _dumped(item)
+        self._types[_name(as_dict)] = type(item)
+        shown = self._events.take(copy.deepcopy(as_dict))
+        return [item if each == as_dict else self._made(each) for each in shown]
+
+    def flush(self) -> list[Any]:
+        """See `Part`."""
+        return [self._made(each) for each in self._events.flush()] if self._events else []
+
+    def end(self) -> list[Any]:
+        """See `Part`."""
+        return [self._made(each) for each in self._events.end()] if self._events else []
+
+    def _made(self, event: dict[str, Any]) -> Any:
+        """An event in the type that it came in."""
+        made = self._types[_name(event)]
+        if issubclass(made, dict):
+            return event
+        # The SDK does not validate what comes in, since servers do not always conform.
+        if made.__module__.startswith("openai."):
+            return made.construct(**event)  # type: ignore[attr-defined]
+        return made.model_validate(event)  # type: ignore[attr-defined]
+
+
+class Messages:
+    """Message chunks of LangChain; chunks with another id are another message."""
+
+    def __init__(self, guard: Guard, _: Place) -> None:
+        self._guard = guard
+        self._id: str | None = None
+        self._message: MessageStream | None = None
+
+    @property
+    def due(self) -> float | None:
+        """See `Part`."""
+        return None if self._message is None else self._message.due
+
+    def take(self, item: Any) -> list[Any]:
+        """See `Part`."""
+        from srllm_guard.middleware.langchain.chunks import MessageStream
+
+        before = self.end() if item.id != self._id else []
+        if self._message is None:
+            self._id, self._message = item.id, MessageStream(self._guard)
+        return [*before, *self._message.feed(item)]
+
+    def flush(self) -> list[Any]:
+        """See `Part`."""
+        return [] if self._message is None else list(self._message.flush())
+
+    def end(self) -> list[Any]:
+        """See `Part`."""
+        message, self._message = self._message, None
+        return [] if message is None else list(message.close())
+
+
+def _kind(item: Any, place: Place) -> type[Places] | type[Chunks] | type[Messages]:
+    if isinstance(item, str) or not isinstance(place, Known):
+        return Places
+    if _is_chunk(item) or _name(item).startswith("response."):
+        return Chunks
+    if any(base.__name__ == "BaseMessageChunk" for base in type(item).__mro__):
+        return Messages
+    raise ShapeError(
+        f"A stream gave a value of type {type(item).__name__}, and how its text goes on in the "
+        "next one is not known.",
+        hint='Say where it is by output_text: a path such as "delta.text", or a pair of functions '
+        "(get, put). What stands there is taken for pieces of one text.",
+    )
+
+
+def _is_chunk(item: Any) -> bool:
+    choices = field(item, "choices")
+    return isinstance(choices, list) and all(
+        field(choice, "delta") is not ABSENT or field(choice, "text") is not ABSENT
+        for choice in choices
+    )
+
+
+def _events(guard: Guard, item: Any) -> ChatEvents | ResponseEvents:
+    from srllm_guard.middleware.openai.chat import ChatEvents
+    from srllm_guard.middleware.openai.responses import ResponseEvents
+
+    made = ResponseEvents if _name(item).startswith("response.") else ChatEvents
+    return made(guard, as_json=False)
+
+
+def _name(event: Any) -> str:
+    """The type of an event; empty for chunks, which are all of one type."""
+    name = field(event, "type")
+    return name if isinstance(name, str) else ""
+
+
+def _dumped(item: Any) -> dict[str, Any]:
+    dumped: dict[str, Any] = item.model_dump(by_alias=True, exclude_unset=True, warnings=False)
+    return dumped
+
+
+def _only(wanted: Where, rest: str, _: str, where: Where) -> str:
+    """What stands at each place of an item that brings the rest of one text."""
+    return rest if where == wanted else ""
