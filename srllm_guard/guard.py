@@ -115,6 +115,8 @@ class Guard(MiddlewareVerbs):
     def detect_many(self, texts: Iterable[str], *, format: Format = "text") -> list[Detection]:
         """Judge texts together: the results of `detect`, in order. Errors as `detect`."""
         checked = _strings(texts)
+        if not checked:
+            return []
         with telemetry.watch("detect", self._moderator.provenance) as span:
             found = self._detected(checked, format)
             telemetry.record_detections(checked, found, span)
@@ -163,6 +165,8 @@ class Guard(MiddlewareVerbs):
         The policy's deadline is one for the whole call.
         """
         checked = _strings(texts)
+        if not checked:
+            return []
         with telemetry.watch("moderate", self._moderator.provenance) as span:
             results = self._moderated(checked, format)
             self.report(results, span)

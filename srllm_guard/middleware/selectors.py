@@ -166,7 +166,7 @@ class Functions:
     def walk(self, value: Any, visitor: Visitor) -> Any:
         """See `Place`."""
         old = self.get(value)
-        if isinstance(old, str) or not all(isinstance(text, str) for text in old):
+        if not _are_texts(old):
             raise ShapeError(
                 f"The function that gets the texts gave {_described(old)}.",
                 hint="It has to give a list of str; of one text, a list of one.",
@@ -204,3 +204,9 @@ def _described(found: object) -> str:
         return f"a {kind}"
     others = sorted({type(each).__name__ for each in found if not isinstance(each, str)})
     return f"a {kind} with {', '.join(others)} in it"
+
+
+def _are_texts(found: object) -> bool:
+    if isinstance(found, str) or not isinstance(found, Sequence):
+        return False
+    return all(isinstance(each, str) for each in found)
