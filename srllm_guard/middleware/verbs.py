@@ -9,6 +9,7 @@ from srllm_guard.policy import Policy
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
+    from langchain_core.runnables import Runnable
 
     from srllm_guard.guard import Guard
     from srllm_guard.middleware.langchain import GuardedChatModel, GuardRunnable
@@ -152,22 +153,33 @@ class MiddlewareVerbs:
 
         return GuardRunnable(guard=cast("Guard", self), key=key)
 
+    @overload
     def guard_model(
-        self, model: BaseChatModel, *, inputs: Direction = True, outputs: Direction = True
-    ) -> GuardedChatModel:
+        self, model: BaseChatModel, *, inputs: Direction = ..., outputs: Direction = ...
+    ) -> GuardedChatModel: ...
+
+    @overload
+    def guard_model(
+        self, model: Runnable[Any, Any], *, inputs: Direction = ..., outputs: Direction = ...
+    ) -> Runnable[Any, Any]: ...
+
+    def guard_model(
+        self, model: Runnable[Any, Any], *, inputs: Direction = True, outputs: Direction = True
+    ) -> Runnable[Any, Any]:
         """A LangChain chat model whose messages are guarded, itself a chat model.
 
         Args:
-            model: answers.
-            inputs: whether what it is asked is moderated.
-            outputs: whether what it answers is moderated, streams included.
+            model: a chat model, or a runnable with one in it, such as `bind_tools` returns.
+            inputs: whether what users and tools say is moderated before the model sees it.
+            outputs: whether what it answers is moderated, streams and tool calls included.
 
         Raises:
+            TypeError: neither.
             MissingExtra: langchain-core is not installed.
         """
-        from srllm_guard.middleware.langchain import GuardedChatModel
+        from srllm_guard.middleware.langchain import guard_model
 
-        return GuardedChatModel.around(cast("Guard", self), model, inputs=inputs, outputs=outputs)
+        return guard_model(cast("Guard", self), model, inputs=inputs, outputs=outputs)
 
     def openai(self, client: C, *, inputs: Direction = False, outputs: Direction = True) -> C:
         """An `OpenAI` or `AsyncOpenAI` client whose chats and responses are guarded.

@@ -1,0 +1,96 @@
+"""A stream of what runnables hand on: strings, message chunks, parts of a dict, whole values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import BaseMessageChunk
+from langchain_core.runnables.utils import AddableDict
+
+from srllm_guard.middleware.langchain.answer import Answer
+from srllm_guard.middleware.langchain.chunks import MessageStream
+from srllm_guard.middleware.langchain.messages import moderated_one, walk_value
+
+if TYPE_CHECKING:
+    from srllm_guard.guard import Guard
+
+
+class ValueStream:
+    """The state of one stream of values; made for one stream, and used once."""
+
+    def __init__(self, guard: Guard, key: str | None = None) -> None:
+        self._guard = guard
+        self._key = key
+        self._inner = None if key is None else ValueStream(guard)
+        self._current: Answer | MessageStream | None = None
+        self._id: str | None = None
+        self._met = False
+
+    @property
+    def due(self) -> float | None:
+        """When `flush` is due by `time.monotonic()`; None while nothing waits for it."""
+        if self._inner is not None:
+            return self._inner.due
+        return None if self._current is None else self._current.due
+
+    def feed(self, value: Any) -> list[Any]:
+        """Take a value or a part of one, and give what may be shown now.
+
+        Raises:
+            Blocked: also by `flush` and `close`: a text was withheld, and the policy says
+                `on_block="raise"`.
+            TypeError: nothing that text can be found in.
+        """
+        if self._inner is not None:
+            return self._feed_part(value, self._inner)
+        if isinstance(value, str):
+            shown = [] if isinstance(self._current, Answer) else self.close()
+            if not isinstance(self._current, Answer):
+                self._current = Answer(self._guard)
+            return shown + _texts(self._current.feed(value))
+        if isinstance(value, BaseMessageChunk):
+            same = isinstance(self._current, MessageStream) and value.id in (None, self._id)
+            shown = [] if same else self.close()
+            if not isinstance(self._current, MessageStream):
+                self._current = MessageStream(self._guard)
+            self._id = value.id or self._id
+            return [*shown, *self._current.feed(value)]
+        return [*self.close(), moderated_one(self._guard, value, walk_value)]
+
+    def flush(self) -> list[Any]:
+        """Give what was held too long, moderated as it stands."""
+        if self._inner is not None:
+            return self._keyed(self._inner.flush())
+        if self._current is None:
+            return []
+        return _texts(self._current.flush())
+
+    def close(self) -> list[Any]:
+        """Give the rest."""
+        if self._inner is not None:
+            if not self._met:
+                raise TypeError(f"no part of the dict had the key {self._key!r}")
+            return self._keyed(self._inner.close())
+        current, self._current, self._id = self._current, None, None
+        return [] if current is None else _texts(current.close())
+
+    def _feed_part(self, part: Any, inner: ValueStream) -> list[Any]:
+        """Take a part of a dict: the text of the key is moderated, all else passes."""
+        if not isinstance(part, Mapping):
+            raise TypeError(f"expected a dict, got {type(part).__name__}; leave out the key")
+        shown: list[Any] = []
+        others = {name: value for name, value in part.items() if name != self._key}
+        if others or not part:
+            shown.append(AddableDict(others))
+        if self._key in part:
+            self._met = True
+            shown += self._keyed(inner.feed(part[self._key]))
+        return shown
+
+    def _keyed(self, values: list[Any]) -> list[Any]:
+        return [AddableDict({self._key: value}) for value in values]
+
+
+def _texts(shown: Any) -> list[Any]:
+    return ([shown] if shown else []) if isinstance(shown, str) else shown

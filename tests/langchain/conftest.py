@@ -1,0 +1,32 @@
+"""One guard on the real weights; a guard on bytes for the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from srllm_guard import Guard, Policy
+from srllm_guard.results import Moderation
+from tests.byte_engine import ByteEngine, runtime
+
+
+@pytest.fixture(scope="session")
+def real_guard() -> Guard:
+    return Guard(device="cpu")
+
+
+@pytest.fixture
+def seen() -> list[Moderation]:
+    """Every result of the guard."""
+    return []
+
+
+@pytest.fixture
+def guard(byte_engine: ByteEngine, seen: list[Moderation]) -> Guard:
+    return Guard(runtime(byte_engine), on_result=seen.append)
+
+
+@pytest.fixture
+def blocking() -> Guard:
+    """Cannot make anything safe, and raises."""
+    policy = Policy(ladder=("block",), on_block="raise")
+    return Guard(runtime(ByteEngine()), policy=policy)
