@@ -14,13 +14,14 @@ from srllm_guard.engines.base import Engine
 from srllm_guard.errors import ConfigError
 from srllm_guard.language import preload
 from srllm_guard.models.bundle import Bundle, Calibration
+from srllm_guard.models.exported import Exported, is_exported
 from srllm_guard.models.store import find_base, find_bundle
 from srllm_guard.prompt import Prompt
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ENGINES = ("torch", "reference")
+ENGINES = ("torch", "reference", "onnx")
 """Names that `Guard(engine=...)` takes."""
 
 
@@ -57,15 +58,17 @@ def load(
     """Load a bundle into an engine.
 
     Args:
-        model: folder or Hub id of a bundle; None for the one that ships.
+        model: folder or Hub id of a bundle; None for the one that ships. Also the folder of an
+            exported model, see `srllm_guard.export`.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        engine: a name in `ENGINES`; None chooses: torch for the architectures that it covers, else
-            reference.
+        engine: a name in `ENGINES`; None chooses: onnx for an exported model, torch for the
+            architectures that it covers, else reference.
         base: folder of the base weights; None searches for them.
         four_bit: load the base in 4 bits (bitsandbytes); the reference engine does that.
         precision: of the torch engine: "fp32", "fp16", "bf16", or "auto", which measures.
-            None is fp32 on a CPU, half precision on CUDA.
-        threads: of torch, in the whole process; None leaves them as they are.
+            None is fp32 on a CPU, half precision on CUDA. An exported model has its own.
+        threads: of torch, in the whole process, where None leaves them as they are; or of the onnx
+            engine, where None takes one for each physical core.
 
     Raises:
         ConfigError: an unknown engine, device or precision, or options that exclude one another.
@@ -73,6 +76,13 @@ def load(
         MissingExtra: the engine's packages are not installed.
     """
     _check(engine, four_bit, precision, threads)
+    if model is not None and is_exported(Path(model)):
+        return _exported(Path(model), device, engine, base, four_bit, precision, threads)
+    if engine == "onnx":
+        raise ConfigError(
+            'engine="onnx" was asked for, and the model is no folder of an exported one.',
+            hint="Export it first: srllm-guard export DIR; then Guard(model=DIR).",
+        )
     bundle = find_bundle(model)
     weights = find_base(bundle.manifest.base, base)
     manifest = bundle.manifest
@@ -110,6 +120,46 @@ def _check(engine: str | None, four_bit: bool, precision: str | None, threads: i
             "precision or threads was given, and the reference engine takes neither.",
             hint='Leave them out, or use engine="torch".',
         )
+
+
+def _exported(
+    folder: Path,
+    device: str,
+    engine: str | None,
+    base: str | os.PathLike[str] | None,
+    four_bit: bool,
+    precision: str | None,
+    threads: int | None,
+) -> Runtime:
+    """Load an exported model."""
+    if engine not in (None, "onnx") or base is not None or four_bit:
+        raise ConfigError(
+            f"{folder} holds an exported model, and engine={engine!r}, base or four_bit was given.",
+            hint='Only engine="onnx" runs it, and it needs no base; name the bundle for others.',
+        )
+    with ThreadPoolExecutor(3, "srllm-guard-load") as pool:
+        checked = pool.submit(Exported.load, folder)
+        pool.submit(preload)
+        exported = Exported.read(folder)
+        if precision not in (None, exported.precision):
+            raise ConfigError(
+                f"precision={precision!r} was asked for; this model was exported in "
+                f"{exported.precision}.",
+                hint=f"Leave it out, or: srllm-guard export DIR --precision {precision}",
+            )
+        from srllm_guard.engines.onnx import OnnxEngine
+
+        manifest = checked.result().manifest
+        prompt = Prompt(tokenizer(folder), manifest.prompt)
+        running = OnnxEngine(exported, device, threads=threads, opening=prompt.opening)
+    return Runtime(
+        engine=running,
+        prompt=prompt,
+        calibration=manifest.calibration,
+        bundle=manifest.title,
+        bundle_hash=manifest.hash,
+        base_hash=manifest.base.hash,
+    )
 
 
 def _suited(base: Path) -> str:

@@ -109,6 +109,13 @@ class Manifest:
         """Return what guard.json holds."""
         return {"format": FORMAT, "labels": {k: list(v) for k, v in LABELS.items()}, **asdict(self)}
 
+    @property
+    def hash(self) -> str:
+        """sha256 of all that it says but the `metrics`."""
+        content = {k: v for k, v in self.to_dict().items() if k != "metrics"}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
@@ -128,23 +135,25 @@ class Bundle:
             BundleError: no bundle, of another format, or a file is missing or not the one that
                 the manifest describes.
         """
-        path = folder / MANIFEST
-        if not path.is_file():
-            raise BundleError(
-                f"{folder} is no bundle: it has no {MANIFEST}.",
-                hint="Give a folder that `python -m train.run` wrote, or leave the model out.",
-            )
-        content = path.read_bytes()
-        manifest = _manifest(content, path)
+        manifest = read_manifest(folder)
         for name in HASHED:
-            _check(folder / name, manifest.files.get(name))
-        return cls(folder, manifest, _digest(manifest))
+            check_file(folder / name, manifest.files.get(name))
+        return cls(folder, manifest, manifest.hash)
 
 
-def _digest(manifest: Manifest) -> str:
-    content = {k: v for k, v in manifest.to_dict().items() if k != "metrics"}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def read_manifest(folder: Path) -> Manifest:
+    """What guard.json in a folder says.
+
+    Raises:
+        BundleError: there is none, or it is of another format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            f"{folder} is no bundle: it has no {MANIFEST}.",
+            hint="Give a folder that `python -m train.run` wrote, or leave the model out.",
+        )
+    return _manifest(path.read_bytes(), path)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -159,7 +168,12 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(path: Path, expected: str | None) -> None:
+def check_file(path: Path, expected: str | None) -> None:
+    """Make sure that a file is there and has the sha256 that a manifest says.
+
+    Raises:
+        BundleError: it is not.
+    """
     if not path.is_file():
         raise BundleError(f"The bundle lacks {path.name}.", hint="Copy or download it again.")
     if (found := file_hash(path)) != expected:

@@ -13,7 +13,7 @@ from tests.byte_engine import runtime
 
 
 def test_the_engines_by_name() -> None:
-    assert ENGINES == ("torch", "reference")
+    assert ENGINES == ("torch", "reference", "onnx")
 
 
 @pytest.mark.parametrize(
