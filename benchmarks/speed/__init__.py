@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.latency`: who is timed, on what, and how."""

@@ -1,0 +1,148 @@
+"""llama.cpp on the GGUF file of the base, with the adapter merged into it.
+
+The adapter is added to the float32 values of each weight that it changes, and the sum is stored as
+the weight was (Q4_1 for the base that ships), so llama.cpp reads as many bytes as from the original
+and decodes about what the others do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.speed.rivals import cut
+from srllm_guard.engines.base import Continuation, Request
+from srllm_guard.models.bundle import Base
+
+MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""transformers' names of GGUF's linear layers."""
+
+SEEN = 4096
+"""Tokens of llama.cpp's context."""
+
+
+class LlamaCpp:
+    """Greedy decoding by llama.cpp.
+
+    Args:
+        path: a GGUF file.
+        threads: of llama.cpp.
+
+    Raises:
+        ImportError: llama-cpp-python is not installed.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from llama_cpp import Llama
+
+        self._model = Llama(
+            str(path), n_ctx=SEEN, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
+
+    def decode(self, requests: Sequence[Request]) -> list[Continuation]:
+        """Continuations, one after another."""
+        return [self._continue(request) for request in requests]
+
+    def _continue(self, request: Request) -> Continuation:
+        # Without the reset it would go on from the prompt before, where both begin alike.
+        self._model.reset()
+        ids: list[int] = []
+        for index in self._model.generate(list(request.prompt), temp=0.0, repeat_penalty=1.0):
+            ids.append(int(index))
+            if index in request.stop or len(ids) == request.limit:
+                break
+        return cut(ids, request)
+
+
+def source(base: Base) -> Path:
+    """The GGUF file of a base, in the package that ships it.
+
+    Raises:
+        FileNotFoundError: the base is no GGUF file, or the package is not installed.
+    """
+    spec = importlib.util.find_spec(base.package) if base.package else None
+    if spec and spec.origin and base.file:
+        path = Path(spec.origin).parent / base.file
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no package here holds {base.file or base.id} as GGUF")
+
+
+def merge(source: Path, adapter: Path, target: Path) -> None:
+    """Write the model of a GGUF file with an adapter merged in.
+
+    Args:
+        source: the GGUF file of the base.
+        adapter: folder with the adapter in PEFT's format.
+        target: the file to write.
+
+    Raises:
+        BundleError: the adapter is of another kind, or does not fit.
+    """
+    import torch
+    from gguf import GGUFReader, GGUFWriter, dequantize, quantize
+
+    from srllm_guard.engines.loading import Adapter
+
+    reader, lora = GGUFReader(source), Adapter(adapter)
+    heads = {
+        "attn_q": int(reader.fields["llama.attention.head_count"].contents()),
+        "attn_k": int(reader.fields["llama.attention.head_count_kv"].contents()),
+    }
+    writer = GGUFWriter(target, "llama")
+    _copy_fields(reader, writer)
+    for tensor in reader.tensors:
+        module = _module(tensor.name)
+        data = tensor.data
+        if module in lora.modules:
+            part = tensor.name.split(".")[-2]
+            values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+            added = lora.add(module, torch.zeros(values.shape)).numpy()
+            values += _permuted(added, heads[part]) if part in heads else added
+            data = quantize(values, tensor.tensor_type)
+        writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _module(name: str) -> str:
+    """What transformers calls a weight of a GGUF file; "" for what is no linear layer."""
+    parts = name.split(".")
+    if parts[0] != "blk" or parts[2] not in MODULES:
+        return ""
+    return f"model.layers.{parts[1]}.{MODULES[parts[2]]}"
+
+
+def _permuted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Rows in GGUF's order, which interleaves rotary halves; `weight` is `[heads * D, hidden]`."""
+    half = weight.shape[0] // heads // 2
+    return weight.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def _copy_fields(reader: Any, writer: Any) -> None:
+    """What the file says of the model; what the writer says by itself is left out."""
+    from gguf import GGUFValueType
+
+    for name, entry in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        kind = entry.types[0]
+        inner = entry.types[-1] if kind == GGUFValueType.ARRAY else None
+        contents = entry.contents()
+        if contents is not None:
+            writer.add_key_value(name, contents, kind, sub_type=inner)
