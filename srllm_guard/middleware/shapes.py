@@ -300,7 +300,8 @@ def _is_message(value: Any) -> bool:
     of_langchain = field(value, "additional_kwargs") is not ABSENT and _role(value) in _LANGCHAIN
     if not (of_langchain or isinstance(field(value, "role"), str)):
         return False
-    return field(value, "content") is not ABSENT or field(value, "tool_calls") is not ABSENT
+    names = ("content", "tool_calls", "function_call")
+    return any(field(value, name) is not ABSENT for name in names)
 
 
 def _is_block(value: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from srllm_guard import Guard, Policy
+from srllm_guard import Blocked, Guard, Moderation, Policy
 from srllm_guard.errors import ConfigError
 from tests.byte_engine import ByteEngine, runtime
 from tests.checks import check, guard
@@ -259,3 +259,60 @@ def test_a_rewrite_must_be_safer_than_what_passes_unflagged() -> None:
     assert strict.action == "mask"
     assert "rewrite: still_unsafe" in strict.edits[0].reasons
     assert guard(threshold=0.3, release_threshold=0.9).info()["release_threshold"] == 0.3
+
+
+@pytest.mark.parametrize("verb", ["rewrite", "arewrite", "rewrite_many", "arewrite_many"])
+def test_a_withheld_text_is_a_message_or_an_error(verb: str) -> None:
+    def call(policy: Policy) -> Any:
+        given = ["Fine.", "You idiot."] if verb.endswith("many") else "You idiot."
+        found = getattr(Guard(runtime(), policy=policy), verb)(given)
+        return asyncio.run(found) if verb.startswith("a") else found
+
+    shown = call(Policy(ladder=(), block_message="[no]"))
+    assert shown == (["Fine.", "[no]"] if verb.endswith("many") else "[no]")
+    with pytest.raises(Blocked) as raised:
+        call(Policy(ladder=(), on_block="raise"))
+    assert raised.value.moderation.original == "You idiot."
+    assert "idiot" not in f"{raised.value}{raised.value!r}"
+
+
+def test_moderate_tells_of_a_withheld_text_and_does_not_raise() -> None:
+    result = guard(ladder=(), on_block="raise").moderate("You idiot.")
+    assert result.action == "block"
+
+
+def test_the_audit_hook_hears_of_each_moderation_once() -> None:
+    heard: list[Moderation] = []
+    hooked = Guard(runtime(), on_result=heard.append)
+    results = [
+        hooked.moderate(UNSAFE[0]),
+        *hooked.moderate_many(SAFE),
+        hooked.moderate('{"a": "You idiot!"}', format="json"),
+        *(done.moderation for done in hooked.moderate_tool_calls([{"args": {"a": "You idiot!"}}])),
+    ]
+    assert heard == results
+    hooked.rewrite(UNSAFE[0])
+    hooked.rewrite_many(UNSAFE)
+    asyncio.run(hooked.amoderate(UNSAFE[0]))
+    hooked.detect(UNSAFE[0])
+    assert len(heard) == len(results) + 1 + len(UNSAFE) + 1
+
+
+def test_what_the_audit_hook_raises_reaches_the_caller() -> None:
+    def audit(result: Moderation) -> None:
+        raise OSError("The audit log is full.")
+
+    with pytest.raises(OSError, match="full"):
+        Guard(runtime(), on_result=audit).moderate("Hello.")
+    with pytest.raises(ConfigError, match="on_result is a str"):
+        Guard(runtime(), on_result="print")  # type: ignore[arg-type]
+
+
+def test_another_policy_shares_the_weights_and_the_hook() -> None:
+    heard: list[Moderation] = []
+    first = Guard(runtime(), on_result=heard.append)
+    second = first.with_policy(Policy(ladder=(), block_message="[no]"))
+    assert second.runtime is first.runtime
+    assert second.rewrite("You idiot.") == "[no]"
+    assert first.rewrite("You idiot.") == "You person."
+    assert [result.action for result in heard] == ["block", "rewrite"]

@@ -34,6 +34,9 @@ FULL: dict[str, Any] = {
     "unverified": "block",
     "mask_text": "[…]",
     "block_message": "Withheld.",
+    "on_block": "raise",
+    "max_holdback_chars": 500,
+    "max_holdback_ms": 250.0,
     "protect_quotations": True,
     "max_length_ratio": 1.5,
     "min_length_ratio": 0.5,
@@ -53,6 +56,9 @@ deadline_ms = 1500
 unverified = "block"
 mask_text = "[…]"
 block_message = "Withheld."
+on_block = "raise"
+max_holdback_chars = 500
+max_holdback_ms = 250
 protect_quotations = true
 max_length_ratio = 1.5
 min_length_ratio = 0.5
@@ -167,6 +173,9 @@ def test_hash_depends_on_every_field(name: str) -> None:
         ("unverified", ["mask", True], '"pass" or "block"'),
         ("mask_text", [None, 3, "x" * 2001, "\ud800"], "at most 2000 characters"),
         ("block_message", [None, 3, "x" * 2001, "\ud800"], "at most 2000 characters"),
+        ("on_block", ["stop", None, True], '"message" or "raise"'),
+        ("max_holdback_chars", [0, 100_001, 1.5, True, None], "1 to 100000"),
+        ("max_holdback_ms", [0, -1, math.inf, "1s"], "milliseconds above 0"),
         ("protect_quotations", [0, "no"], "True or False"),
         ("max_length_ratio", [0.9, 101, math.nan], "1 to 100"),
         ("min_length_ratio", [-0.1, 1.1, None], "0 to 1"),
