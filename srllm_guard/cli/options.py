@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from srllm_guard import __version__
+from srllm_guard.cli import export
 from srllm_guard.cli.files import FORMATS
 
 _SOURCES = """\
@@ -69,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     )
     info.add_argument("--json", action="store_true", help="print one JSON object")
     _add_guard_options(info)
+    export.add_to(commands)
     return top
 
 
@@ -76,7 +78,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the options; wrong usage ends the process with status 2, as argparse does."""
     top = parser()
     args = top.parse_args(argv)
-    if args.command != "info" and (wrong := _conflict(args)):
+    if args.command in ("rewrite", "detect") and (wrong := _conflict(args)):
         top.error(wrong)
     return args
 

@@ -148,9 +148,9 @@ class Opening:
     def __init__(self, sessions: Sessions, ids: Ids) -> None:
         self.sessions = sessions
         self._ids = ids if sessions.device == "cpu" else ()
-        self._kept: tuple[Row, NDArray[Any]] | None = None
+        self._kept: tuple[Row, Floats] | None = None
 
-    def states(self, ids: Ids) -> NDArray[Any]:
+    def states(self, ids: Ids) -> Floats:
         """States `[1, T, H]` of a whole text after the lower graph."""
         row = Row(self.sessions, len(ids), whole=False)
         if not self._known(ids):
@@ -172,7 +172,7 @@ class Opening:
         known = len(self._ids)
         return 0 < known < len(ids) and ids[:known] == self._ids
 
-    def _keep(self) -> tuple[Row, NDArray[Any]]:
+    def _keep(self) -> tuple[Row, Floats]:
         if self._kept is None:
             row = Row(self.sessions, len(self._ids))
             row.logits(self._ids, 0, 1)

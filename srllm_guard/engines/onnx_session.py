@@ -76,10 +76,11 @@ class Sessions:
         self.lower = self._open(LOWER)
         self.upper = self._open(UPPER)
         self._heads = self._open(HEADS_GRAPH)
-        kind = next(each.type for each in self.lower.get_outputs() if each.name == HIDDEN)
-        self.dtype = np.float16 if kind == "tensor(float16)" else np.float32
+        half = exported.precision == "fp16"
+        self.dtype = np.dtype(np.float16 if half else np.float32)
+        """Of keys and values."""
 
-    def judge(self, hidden: NDArray[Any], owner: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    def judge(self, hidden: Floats, owner: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """Run the heads.
 
         Args:
@@ -198,12 +199,12 @@ class Row:
 
     def copy(self, other: Row, count: int) -> None:
         """Take the first `count` places of another row on the CPU, as deep as this one goes."""
-        if self._arrays is None or other._arrays is None:  # noqa: SLF001
+        if self._arrays is None or other._arrays is None:
             raise ValueError("a cache on a device cannot be copied")
         depth = len(self._arrays)
-        self._arrays[..., :count, :] = other._arrays[:depth, ..., :count, :]  # noqa: SLF001
+        self._arrays[..., :count, :] = other._arrays[:depth, ..., :count, :]
 
-    def hidden(self, ids: Ids, at: int) -> NDArray[Any]:
+    def hidden(self, ids: Ids, at: int) -> Floats:
         """States `[1, T, H]` of ids that stand at place `at`, after the lower graph."""
         parts = [self._below(ids[n : n + PART], at + n) for n in range(0, len(ids), PART)]
         return np.concatenate([part.numpy() for part in parts], 1)

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from srllm_guard.errors import ConfigError, MissingExtra, ModelError
-from srllm_guard.models.bundle import write_manifest
+from srllm_guard.models.bundle import Bundle, write_manifest
 from srllm_guard.models.exported import PRECISIONS, TOKENIZER, Exported, hashes, is_exported
 from srllm_guard.models.store import find_base, find_bundle
 
@@ -65,24 +65,37 @@ def export(
     weights = find_base(bundle.manifest.base, base)
     working = _working_folder(target)
     try:
-        from srllm_guard.export.build import build
-        from srllm_guard.export.files import store
-
-        graphs, sizes = build(bundle, weights, precision)
-        store(working, graphs)
-        del graphs
-        shutil.copyfile(weights / TOKENIZER, working / TOKENIZER)
-        write_manifest(working, bundle.manifest)
-        made = Exported(
-            working, bundle.manifest, precision, sizes, hashes(working), versions=_versions()
-        )
-        made.write()
+        made = write(working, bundle, weights, precision)
         made = replace(made, parity=_compared(made, model, base))
         made.write()
         _put(working, target)
     finally:
         shutil.rmtree(working, ignore_errors=True)
     return replace(made, folder=target)
+
+
+def write(folder: Path, bundle: Bundle, base: Path, precision: str) -> Exported:
+    """Export into a folder that is there, and compare nothing.
+
+    Args:
+        folder: where to.
+        bundle: adapter, heads and manifest.
+        base: folder of the base weights.
+        precision: a name in `PRECISIONS`.
+
+    Raises:
+        ModelError: as `export`.
+    """
+    from srllm_guard.export.build import build
+    from srllm_guard.export.files import store
+
+    graphs, sizes = build(bundle, base, precision)
+    store(folder, graphs)
+    shutil.copyfile(base / TOKENIZER, folder / TOKENIZER)
+    write_manifest(folder, bundle.manifest)
+    made = Exported(folder, bundle.manifest, precision, sizes, hashes(folder), {}, _versions())
+    made.write()
+    return made
 
 
 def _compared(

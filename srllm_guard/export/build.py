@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from srllm_guard.engines.loading import load_heads, load_model
 from srllm_guard.engines.onnx_session import HIDDEN, OWNER
 from srllm_guard.errors import MissingExtra, ModelError
 from srllm_guard.export.graphs import Decoder
-from srllm_guard.export.quantise import quantise
+from srllm_guard.export.precision import convert
 from srllm_guard.models.bundle import Bundle
 from srllm_guard.models.exported import HEADS_GRAPH, LOWER, UPPER, Sizes
 
@@ -45,12 +46,11 @@ def build(bundle: Bundle, base: Path, precision: str) -> tuple[dict[str, ModelPr
     if reason := unsupported(config):
         raise ModelError(f"This base is not exported: {reason}.", hint='Use engine="reference".')
     shape = Shape.of(config)
-    half = precision == "fp16"
     model = load_model(bundle, base, torch.device("cpu"), four_bit=False)
     heads = load_heads(bundle, shape.hidden)
     angles = torch.arange(shape.max_tokens).float().unsqueeze(1) * frequencies(shape)
     decoder = Decoder(
-        _exported(model.half() if half else model),
+        _exported(model),
         layers=shape.layers,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
@@ -59,10 +59,9 @@ def build(bundle: Bundle, base: Path, precision: str) -> tuple[dict[str, ModelPr
     )
     layer = bundle.manifest.layer
     graphs = {LOWER: decoder.lower(layer), UPPER: decoder.upper(layer)}
-    if precision in ("int8", "int4"):
-        for graph in graphs.values():
-            quantise(graph, precision)
-    graphs[HEADS_GRAPH] = _heads(heads, torch.float16 if half else torch.float32)
+    for graph in graphs.values():
+        convert(graph, precision)
+    graphs[HEADS_GRAPH] = _heads(heads)
     sizes = Sizes(shape.layers, shape.kv_heads, shape.head_dim, shape.max_tokens)
     return graphs, sizes
 
@@ -89,12 +88,12 @@ class _FirstSegment(nn.Module):
 
     def forward(self, hidden: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
         """`hidden` [1, T, H], `owner` [1, T] -> labels [1, 1, N_LOGITS], spans [1, T, 3]."""
-        labels, spans = self.heads(hidden.float(), owner, 1)
+        labels, spans = self.heads(hidden, owner, 1)
         return labels, spans
 
 
-def _heads(heads: DetectionHeads, dtype: torch.dtype) -> ModelProto:
-    hidden = torch.zeros(1, 7, heads.config.hidden, dtype=dtype)
+def _heads(heads: DetectionHeads) -> ModelProto:
+    hidden = torch.zeros(1, 7, heads.config.hidden)
     owner = torch.tensor([[-1, -1, 0, 0, 0, 1, 1]])
     with tempfile.TemporaryDirectory(prefix="srllm-guard-") as folder, _quiet():
         path = str(Path(folder) / HEADS_GRAPH)
@@ -114,6 +113,12 @@ def _heads(heads: DetectionHeads, dtype: torch.dtype) -> ModelProto:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what tracing warns about: shapes that are constant here on purpose."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("optimum")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

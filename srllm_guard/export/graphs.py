@@ -109,7 +109,9 @@ class Decoder:
             producer_name="srllm-guard",
         )
         made.ir_version = self._model.ir_version
-        _rename(made.graph, {value.name: HIDDEN for value in (*inputs, *outputs) if "/" in value.name})
+        _rename(
+            made.graph, {value.name: HIDDEN for value in (*inputs, *outputs) if "/" in value.name}
+        )
         return made
 
     def _fuse(self, layer: int, heads: int) -> None:
@@ -175,7 +177,7 @@ class Decoder:
         if not found:
             raise ModelError(
                 f"The exported graph has no operation {prefix!r}.",
-                hint="Install the versions of the extra: pip install \"srllm-guard[export]\".",
+                hint='Install the versions of the extra: pip install "srllm-guard[export]".',
             )
         return found[-1]
 

@@ -62,9 +62,7 @@ class Parity:
         return asdict(self)
 
 
-def compare(
-    one: Runtime, other: Runtime, texts: Sequence[str] = TEXTS, tokens: int = 48
-) -> Parity:
+def compare(one: Runtime, other: Runtime, texts: Sequence[str] = TEXTS, tokens: int = 48) -> Parity:
     """Run texts through two runtimes of one bundle.
 
     Args:

@@ -7,6 +7,8 @@
     heads.onnx        those states -> label and span logits
     weights.bin       the weights of the three; what several use is stored once
     tokenizer.json
+
+All of them are checked against their hashes when they are loaded.
 """
 
 from __future__ import annotations

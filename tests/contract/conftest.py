@@ -21,6 +21,7 @@ from srllm_guard.models.bundle import (
     file_hash,
     write_manifest,
 )
+from srllm_guard.models.exported import Exported
 from srllm_guard.prompt import Prompt
 from tests import tiny_model
 from tests.byte_engine import TEMPLATE, ByteEngine
@@ -63,6 +64,13 @@ def write_bundle(folder: Path, tuned: Any, *, hidden: int = 64) -> Bundle:
     return Bundle.load(folder)
 
 
+def write_export(tiny: Tiny, folder: Path, precision: str = "fp32") -> Exported:
+    """Export the tiny model, as `srllm_guard.export.export` does before it compares."""
+    from srllm_guard.export import write
+
+    return write(folder, tiny.bundle, tiny.base, precision)
+
+
 def drafted(prompt: Prompt, texts: Sequence[str], limit: int) -> list[Request]:
     """Greedy requests for texts whose beginning is marked, each with its draft."""
     return [
@@ -103,11 +111,22 @@ def prompt() -> Prompt:
     return Prompt(tiny_model.tokenizer(TEMPLATE), TEMPLATE)
 
 
-@pytest.fixture(scope="session", params=["bytes", "reference", "torch", "graphs"])
+@pytest.fixture(scope="session")
+def exported(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    pytest.importorskip("optimum.exporters.onnx")
+    return write_export(tiny, tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session", params=["bytes", "reference", "torch", "graphs", "onnx"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each engine in turn."""
     if request.param == "bytes":
         return ByteEngine()
+    if request.param == "onnx":
+        from srllm_guard.engines.onnx import OnnxEngine
+
+        opening = request.getfixturevalue("prompt").opening
+        return OnnxEngine(request.getfixturevalue("exported"), "cpu", opening=opening)
     from srllm_guard.engines.reference import ReferenceEngine
     from srllm_guard.engines.torch import TorchEngine
 

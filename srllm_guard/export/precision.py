@@ -1,9 +1,11 @@
-"""Store the weights of a graph in 8 or 4 bits.
+"""Store the weights of a graph in 16, 8 or 4 bits.
+
+fp16: products and attention; norms and the sums between layers stay float32.
 
 int8: a scale for each output channel, and for each token as it comes: the range of a token's
-activations is its own. ONNX Runtime's dynamic quantisation takes one range for all tokens of a pass,
-so what follows a token, or was guessed behind it, would change its result; and the first token's
-activations are a thousand times those of the others, which leaves these a few levels.
+activations is its own. ONNX Runtime's dynamic quantisation takes one range for all tokens of a
+pass, so what follows a token, or was guessed behind it, would change its result; and the first
+token's activations are many times those of the others, which leaves these a few levels.
 
 int4: MatMulNBits, blocks of 32 weights with a scale and a zero point each.
 
@@ -12,12 +14,13 @@ A table that is both embedding and output head is stored once, as the head needs
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from srllm_guard.errors import ModelError
 
 CONTRIB = "com.microsoft"
 
@@ -36,62 +39,73 @@ INT8_COMPUTE = 4
 Array = NDArray[Any]
 
 
-def quantise(model: ModelProto, precision: str) -> None:
-    """Quantise all products with constant weights, and the embedding, in place.
+def convert(model: ModelProto, precision: str) -> None:
+    """Put the products with constant weights, and the embedding, into a precision, in place.
 
     Args:
         model: a float32 graph of `srllm_guard.export.graphs`.
-        precision: "int8" or "int4".
+        precision: a name in `srllm_guard.models.exported.PRECISIONS`; "fp32" changes nothing.
     """
-    _Rewriter(model, {"int8": _Int8, "int4": _Int4}[precision]).run()
+    if precision != "fp32":
+        _Rewriter(model, {"fp16": _Half, "int8": _Int8, "int4": _Int4}[precision]).run()
 
 
 class _Rewriter:
     """Goes through the nodes of a graph and puts others in their places."""
 
-    def __init__(self, model: ModelProto, kind: Callable[[_Rewriter], _Int8 | _Int4]) -> None:
+    def __init__(self, model: ModelProto, kind: type[_Kind]) -> None:
         self._graph = model.graph
         self._held = {each.name: each for each in self._graph.initializer}
         self._added: dict[str, TensorProto] = {}
-        self.nodes: list[NodeProto] = []
+        self._nodes: list[NodeProto] = []
         self._kind = kind(self)
 
     def run(self) -> None:
+        """Replace nodes and weights."""
         nodes = list(self._graph.node)
-        transposed = {
+        turned = {
             node.output[0]: node.input[0]
             for node in nodes
             if node.op_type == "Transpose" and node.input[0] in self._held
         }
         gone = set()
         for node in nodes:
-            if node.op_type == "MatMul" and node.input[1] in self._held:
-                self._kind.product(node, node.input[1], self._array(node.input[1]).T)
-                gone.add(node.input[1])
-            elif node.op_type == "MatMul" and node.input[1] in transposed:
-                table = transposed[node.input[1]]
-                self._kind.product(node, table, self._array(table))
-                gone.add(table)
+            second = node.input[1] if len(node.input) > 1 else ""
+            if node.op_type == "MatMul" and second in self._held:
+                self._kind.product(node, second, self._array(second).T)
+                gone.add(second)
+            elif node.op_type == "MatMul" and second in turned:
+                self._kind.product(node, turned[second], self._array(turned[second]))
+                gone.add(turned[second])
             elif node.op_type == "Gather" and node.input[0] in self._held:
-                table = self._array(node.input[0])
-                if table.ndim == 2:
-                    self._kind.rows(node, node.input[0], table)
-                    gone.add(node.input[0])
-                else:
-                    self.nodes.append(node)
-            elif not (node.op_type == "Transpose" and node.output[0] in transposed):
-                self.nodes.append(node)
-        kept = [each for each in self._graph.initializer if each.name not in gone]
+                self._kind.rows(node, node.input[0], self._array(node.input[0]))
+                gone.add(node.input[0])
+            elif node.op_type == "GroupQueryAttention":
+                self._kind.attention(node)
+            elif node.output[0] not in turned:
+                self._nodes.append(node)
+        kept = [each for each in self._graph.initializer if each.name not in gone | {*self._added}]
         del self._graph.node[:], self._graph.initializer[:]
-        self._graph.node.extend(self.nodes)
+        self._graph.node.extend(self._nodes)
         self._graph.initializer.extend([*kept, *self._added.values()])
+        for value in (*self._graph.input, *self._graph.output):
+            if value.name.startswith(("past", "present")):
+                value.type.tensor_type.elem_type = self._kind.cache
 
     def _array(self, name: str) -> Array:
         return numpy_helper.to_array(self._held[name])
 
+    def keep(self, node: NodeProto) -> None:
+        """Put a node of the old graph behind the others."""
+        self._nodes.append(node)
+
+    def halve(self, name: str) -> None:
+        """Turn a float32 weight into float16."""
+        self.constant(name, self._array(name).astype(np.float16))
+
     def add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Put a node behind the others; its output's name."""
-        self.nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
+        self._nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
         return output
 
     def constant(self, name: str, values: Array) -> str:
@@ -100,15 +114,76 @@ class _Rewriter:
         return name
 
 
-class _Int8:
-    """Integer products, scaled back by output channel and by token."""
+class _Kind:
+    """What becomes of the nodes that have to do with weights."""
+
+    cache = TensorProto.FLOAT
+    """Type of keys and values."""
 
     def __init__(self, graph: _Rewriter) -> None:
         self._graph = graph
+
+    def product(self, node: NodeProto, name: str, weight: Array) -> None:
+        """Replace a node that multiplies by the transpose of `weight` [N, K]."""
+        raise NotImplementedError
+
+    def rows(self, node: NodeProto, name: str, table: Array) -> None:
+        """Replace a node that looks up rows of `table` [V, H]."""
+        raise NotImplementedError
+
+    def attention(self, node: NodeProto) -> None:
+        """Replace or keep the attention of a layer."""
+        self._graph.keep(node)
+
+
+class _Half(_Kind):
+    """Products and attention in float16, between casts."""
+
+    cache = TensorProto.FLOAT16
+
+    def __init__(self, graph: _Rewriter) -> None:
+        super().__init__(graph)
+        self._cast: dict[str, str] = {}
+
+    def product(self, node: NodeProto, name: str, weight: Array) -> None:
+        graph, out = self._graph, node.output[0]
+        stored = graph.constant(f"{name}_half", weight.astype(np.float16))
+        turned = graph.add("Transpose", [stored], f"{name}_turned", perm=[1, 0])
+        found = graph.add("MatMul", [self._halved(node.input[0]), turned], f"{out}_half")
+        self._cast[out] = found
+        graph.add("Cast", [found], out, to=TensorProto.FLOAT)
+
+    def rows(self, node: NodeProto, name: str, table: Array) -> None:
+        graph, out = self._graph, node.output[0]
+        stored = graph.constant(f"{name}_half", table.astype(np.float16))
+        chosen = graph.add("Gather", [stored, node.input[1]], f"{out}_half")
+        graph.add("Cast", [chosen], out, to=TensorProto.FLOAT)
+
+    def attention(self, node: NodeProto) -> None:
+        graph, out = self._graph, node.output[0]
+        for n in range(3):
+            node.input[n] = self._halved(node.input[n])
+        for name in node.input[-2:]:
+            graph.halve(name)
+        node.output[0] = self._cast[out] = f"{out}_half"
+        graph.keep(node)
+
+    def _halved(self, name: str) -> str:
+        """A value in float16; cast once."""
+        if name not in self._cast:
+            cast = self._graph.add("Cast", [name], f"{name}_cast", to=TensorProto.FLOAT16)
+            self._cast[name] = cast
+        return self._cast[name]
+
+
+class _Int8(_Kind):
+    """Integer products, scaled back by output channel and by token."""
+
+    def __init__(self, graph: _Rewriter) -> None:
+        super().__init__(graph)
         self._rounded: dict[str, tuple[str, str]] = {}
 
     def product(self, node: NodeProto, name: str, weight: Array) -> None:
-        """`weight` [N, K] for a node that multiplies by its transpose."""
         graph = self._graph
         values, scales = _levels(weight, WEIGHT_TOP)
         given, scale = self._tokens(node.input[0])
@@ -129,7 +204,6 @@ class _Int8:
         graph.add("Mul", [plain, scale], node.output[0])
 
     def rows(self, node: NodeProto, name: str, table: Array) -> None:
-        """Looked up rows of `table` [V, H]."""
         graph = self._graph
         values, scales = _levels(table, WEIGHT_TOP)
         ids, out = node.input[1], node.output[0]
@@ -162,14 +236,10 @@ class _Int8:
         return self._rounded[name]
 
 
-class _Int4:
+class _Int4(_Kind):
     """MatMulNBits, and the embedding looked up in the same blocks."""
 
-    def __init__(self, graph: _Rewriter) -> None:
-        self._graph = graph
-
     def product(self, node: NodeProto, name: str, weight: Array) -> None:
-        """`weight` [N, K] for a node that multiplies by its transpose."""
         values, scales, zeros = _blocks(weight)
         rows, width = weight.shape
         self._graph.add(
@@ -185,7 +255,12 @@ class _Int4:
         )
 
     def rows(self, node: NodeProto, name: str, table: Array) -> None:
-        """Looked up rows of `table` [V, H]."""
+        if table.shape[1] % (2 * BLOCK):
+            # Packed rows would not end where the operator, which has no padding, expects them to.
+            raise ModelError(
+                f"A width of {table.shape[1]} is not exported in int4; it takes multiples of 64.",
+                hint="Export it in int8.",
+            )
         values, scales, zeros = _blocks(table)
         stored = self._stored(name, values.reshape(len(values), -1), scales, zeros)
         self._graph.add(
