@@ -49,8 +49,8 @@ class Server:
     headers: list[dict[str, str]] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
     """Set when a stream has ended, in whatever way."""
-    sent: int = 0
-    """Events of the last stream that were sent."""
+    at_exit: list[Callable[[], object]] = field(default_factory=list)
+    """Called before the server stops: whose connections are closed by nobody else."""
 
     async def handle(self, request: Request) -> Response:
         """Answer one request."""
@@ -74,7 +74,6 @@ class Server:
         return StreamingResponse(self._stream(iter(made)), media_type="text/event-stream")
 
     async def _stream(self, events: Iterator[Any]) -> AsyncIterator[bytes]:
-        self.sent = 0
         try:
             while (event := await asyncio.to_thread(next, events, None)) is not None:
                 if isinstance(event, Cut):
@@ -86,7 +85,6 @@ class Server:
                 head = f"event: {name}\n" if name else ""
                 data = event if isinstance(event, str) else json.dumps(event)
                 yield f"{head}data: {data}\n\n".encode()
-                self.sent += 1
         finally:
             self.closed.set()
 
@@ -112,6 +110,8 @@ def serving(**answers: Answer) -> Iterator[Server]:
     try:
         yield server
     finally:
+        for each in server.at_exit:
+            each()
         runner.should_exit = runner.force_exit = True
         thread.join(10)
 

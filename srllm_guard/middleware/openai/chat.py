@@ -1,0 +1,232 @@
+"""The events of a streamed completion, chat or plain: what may be shown goes on, the rest waits."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from srllm_guard.middleware.openai.held import Held
+from srllm_guard.middleware.openai.payload import CALLS, MESSAGE_TEXTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from srllm_guard.guard import Guard
+
+Chunk = dict[str, Any]
+
+OWN = ("choices", "usage", "obfuscation")
+"""Fields of a chunk that belong to no other one."""
+
+
+class ChatEvents:
+    """One streamed completion, of any number of choices.
+
+    Text goes on sentence by sentence, and arguments of a tool call when the call is complete. The
+    probabilities of tokens come with the chunk that ends a choice, and only if nothing in it was
+    changed: they hold the text as well.
+
+    Args:
+        guard: of this direction.
+        as_json: whether the answer is to be JSON, which is judged as a whole.
+    """
+
+    def __init__(self, guard: Guard, *, as_json: bool) -> None:
+        self._guard = guard
+        self._as_json = as_json
+        self._choices: dict[int, _Choice] = {}
+        self._frame: Chunk = {}
+
+    @property
+    def due(self) -> float | None:
+        """When `flush` is due, on the clock of `time.monotonic`; None for never."""
+        times = [due for each in self._choices.values() if (due := each.due) is not None]
+        return min(times, default=None)
+
+    def take(self, chunk: Chunk) -> list[Chunk]:
+        """The chunks to show, now that this one has come.
+
+        Raises:
+            Blocked: a text was withheld, and the policy says `on_block="raise"`.
+        """
+        choices = chunk.get("choices")
+        if not isinstance(choices, list) or not choices:
+            return [chunk]
+        self._frame = {key: value for key, value in chunk.items() if key not in OWN}
+        before: list[Chunk] = []
+        kept = []
+        for choice in (each for each in choices if isinstance(each, dict)):
+            state = self._choices.setdefault(choice.get("index", 0), _Choice(self))
+            shown, last = state.take(choice)
+            before += shown
+            kept += [] if last is None else [last]
+        out = [self._chunk(choice) for choice in before]
+        if kept or chunk.get("usage"):
+            out.append({**chunk, "choices": kept})
+        return out
+
+    def flush(self) -> list[Chunk]:
+        """What was held for long enough, judged as if it were complete."""
+        now = time.monotonic()
+        return [
+            self._chunk(choice) for each in self._choices.values() for choice in each.flush(now)
+        ]
+
+    def end(self) -> list[Chunk]:
+        """What is left when the server said nothing of an end."""
+        return [self._chunk(choice) for each in self._choices.values() for choice in each.close()]
+
+    def hold(self, name: str) -> Held:
+        """A new text of the answer."""
+        whole = name not in (*MESSAGE_TEXTS, "text") or (self._as_json and name == "content")
+        return Held(self._guard, structured=whole)
+
+    def _chunk(self, choice: Chunk) -> Chunk:
+        return {**self._frame, "choices": [choice]}
+
+
+class _Choice:
+    """One choice: its texts by their field, its calls by their number."""
+
+    def __init__(self, stream: ChatEvents) -> None:
+        self._stream = stream
+        self._texts: dict[str, Held] = {}
+        self._calls: dict[tuple[int | None, str], Held] = {}
+        self._logprobs: list[Chunk] = []
+        self._changed = self._begun = False
+        self._last: Chunk = {}
+
+    @property
+    def due(self) -> float | None:
+        times = [due for each in self._texts.values() if (due := each.due) is not None]
+        return min(times, default=None)
+
+    def take(self, choice: Chunk) -> tuple[list[Chunk], Chunk | None]:
+        """Choices to show in chunks of their own, and what is left of this one."""
+        self._last = choice
+        before: list[Chunk] = []
+        delta = _delta(choice)
+        calls = [call for call in delta.get("tool_calls") or () if isinstance(call, dict)]
+        if calls or delta.get("function_call"):
+            # Who reads the stream takes the text for complete when the first call begins.
+            before += self._close_texts()
+        for name in _names(choice):
+            for holder, key in _pieces(delta, name):
+                if name not in self._texts:
+                    self._texts[name] = self._stream.hold(name)
+                holder[key] = self._texts[name].feed(holder[key])
+        for call in calls:
+            number = call.get("index", 0)
+            before += self._close_calls(but=number)
+            self._take_call(call, number)
+        if calls:
+            delta["tool_calls"] = [call for call in calls if not _void(call, ("index", "type"))]
+        self._take_call(delta, None)
+        if isinstance(logprobs := choice.get("logprobs"), dict):
+            self._logprobs.append(logprobs)
+            choice["logprobs"] = None
+        choice.pop("token_ids", None)
+        says = self._says(choice)
+        if not choice.get("finish_reason"):
+            return before, choice if says else None
+        before += [{**choice, "finish_reason": None}] if says else []
+        before += self.close()
+        last = _with(choice, {})
+        if self._logprobs and not self._changed:
+            last["logprobs"] = _joined(self._logprobs)
+        return before, last
+
+    def _says(self, choice: Chunk) -> bool:
+        """Whether there is anything new in what is left of a choice."""
+        if _delta(choice) is choice:
+            return bool(choice.get("text"))
+        # Some servers say the role again with every piece.
+        says = not _void(choice["delta"], ("role",) if self._begun else ())
+        self._begun |= says
+        return says
+
+    def flush(self, now: float) -> Iterator[Chunk]:
+        for name, held in self._texts.items():
+            if held.due is not None and held.due <= now and (text := held.flush()):
+                yield self._made({name: text})
+
+    def close(self) -> list[Chunk]:
+        """All that is held."""
+        return [*self._close_texts(), *self._close_calls()]
+
+    def _close_texts(self) -> list[Chunk]:
+        out = []
+        for name in list(self._texts):
+            held = self._texts.pop(name)
+            if text := held.close():
+                out.append(self._made({name: text}))
+            self._changed |= held.released.changed
+        return out
+
+    def _close_calls(self, but: int | None = -1) -> list[Chunk]:
+        out = []
+        for number, place in [key for key in self._calls if key[0] != but]:
+            held = self._calls.pop((number, place))
+            if text := held.close():
+                call: Chunk = {place: {dict(CALLS)[place]: text}}
+                delta = call if number is None else {"tool_calls": [{"index": number, **call}]}
+                out.append(self._made(delta))
+        return out
+
+    def _take_call(self, call: Chunk, number: int | None) -> None:
+        for place, key in CALLS:
+            inner = call.get(place)
+            if isinstance(inner, dict) and isinstance(text := inner.get(key), str) and text:
+                if (number, place) not in self._calls:
+                    self._calls[number, place] = self._stream.hold(key)
+                inner[key] = self._calls[number, place].feed(text)
+
+    def _made(self, delta: Chunk) -> Chunk:
+        return {**_with(self._last, delta), "finish_reason": None, "logprobs": None}
+
+
+def _delta(choice: Chunk) -> Chunk:
+    """What holds the new pieces: of a plain completion that is the choice itself."""
+    delta = choice.get("delta")
+    return delta if isinstance(delta, dict) else choice
+
+
+def _pieces(delta: Chunk, name: str) -> list[tuple[Chunk, str]]:
+    """Where new text of a field stands: there, or in the parts that some servers send instead."""
+    value = delta.get(name)
+    if not isinstance(value, list):
+        return [(delta, name)] if isinstance(value, str) and value else []
+    parts = [part for part in value if isinstance(part, dict)]
+    return [(part, "text") for part in parts if isinstance(part.get("text"), str)]
+
+
+def _names(choice: Chunk) -> tuple[str, ...]:
+    return ("text",) if _delta(choice) is choice else MESSAGE_TEXTS
+
+
+def _with(choice: Chunk, delta: Chunk) -> Chunk:
+    """The choice with another delta."""
+    if _delta(choice) is choice:
+        return {**choice, "text": "", **delta}
+    return {**choice, "delta": delta}
+
+
+def _void(value: Chunk, but: tuple[str, ...]) -> bool:
+    """Whether a delta says nothing, some fields apart."""
+    return not any(
+        not _void(each, ()) if isinstance(each, dict) else each not in (None, "", [])
+        for key, each in value.items()
+        if key not in but
+    )
+
+
+def _joined(logprobs: list[Chunk]) -> Chunk:
+    """Probabilities of all tokens, from those of the chunks."""
+    joined: Chunk = {}
+    for each in logprobs:
+        for key, values in each.items():
+            if isinstance(values, list) and isinstance(joined.get(key), list):
+                joined[key] = [*joined[key], *values]
+            elif joined.get(key) is None:
+                joined[key] = values
+    return joined

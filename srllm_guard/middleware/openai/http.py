@@ -1,0 +1,188 @@
+"""HTTP responses, of httpx or httpx2, with other bytes in them: whole bodies, and event streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import aclosing, closing, suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from srllm_guard.middleware.openai.sse import Decoder, Message
+from srllm_guard.middleware.waiting import atimed, timed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+DROPPED = ("content-encoding", "content-length", "transfer-encoding")
+"""Headers that say how the old bytes were sent."""
+
+END = "[DONE]"
+
+
+class Events(Protocol):
+    """What a stream of events is made of anew; see `ChatEvents` and `ResponseEvents`."""
+
+    @property
+    def due(self) -> float | None:
+        """When `flush` is due, on the clock of `time.monotonic`."""
+
+    def take(self, event: dict[str, Any], /) -> list[dict[str, Any]]:
+        """The events to show, now that this one has come."""
+
+    def flush(self) -> list[dict[str, Any]]:
+        """What was held for long enough."""
+
+    def end(self) -> list[dict[str, Any]]:
+        """What is left at the end."""
+
+
+def with_body(response: Any, body: bytes) -> Any:
+    """A response that is like another one, but for its body."""
+    return _like(response, content=body)
+
+
+def with_events(response: Any, events: Events) -> Any:
+    """A response that is like another one, not read yet, but for the events that it streams."""
+    return _like(response, stream=_kind(response, "SyncByteStream", _Bytes)(response, events))
+
+
+def with_async_events(response: Any, events: Events) -> Any:
+    """`with_events` of a response that is read asynchronously."""
+    return _like(response, stream=_kind(response, "AsyncByteStream", _AsyncBytes)(response, events))
+
+
+def _like(response: Any, **body: Any) -> Any:
+    headers = [each for each in response.headers.multi_items() if each[0].lower() not in DROPPED]
+    made = type(response)(
+        response.status_code,
+        headers=headers,
+        request=response.request,
+        extensions=response.extensions,
+        history=response.history,
+        default_encoding=response.default_encoding,
+        **body,
+    )
+    with suppress(RuntimeError):  # not known before the end of a stream
+        made.elapsed = response.elapsed
+    return made
+
+
+def _kind(response: Any, name: str, stream: type) -> Any:
+    """The class of byte streams that the package of a response accepts."""
+    return _made(stream, getattr(sys.modules[type(response).__module__.partition(".")[0]], name))
+
+
+@cache
+def _made(stream: type, accepted: type) -> type:
+    return type(stream.__name__, (stream, accepted), {})
+
+
+class _Bytes:
+    """Bytes of events made anew. It runs once, and whoever iterates takes it up where it is."""
+
+    def __init__(self, response: Any, events: Events) -> None:
+        self._response = response
+        self._items = self._run(events)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._items
+
+    def close(self) -> None:
+        _hang_up(self._response)
+        self._response.close()
+        with suppress(ValueError):  # another thread is in it, and will find the response closed
+            self._items.close()
+
+    def _run(self, events: Events) -> Generator[bytes]:
+        with closing(timed(_messages(self._response), lambda: events.due)) as messages:
+            for message in messages:
+                yield from _answer(events, message)
+        yield from _rest(events)
+
+
+class _AsyncBytes:
+    """`_Bytes`, read asynchronously; the model runs in a thread."""
+
+    def __init__(self, response: Any, events: Events) -> None:
+        self._response = response
+        self._items = self._run(events)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._items
+
+    async def aclose(self) -> None:
+        with suppress(RuntimeError):  # another task is in it, and will find the response closed
+            await self._items.aclose()
+        await self._response.aclose()
+
+    async def _run(self, events: Events) -> AsyncGenerator[bytes]:
+        async with aclosing(atimed(_amessages(self._response), lambda: events.due)) as messages:
+            async for message in messages:
+                for piece in await asyncio.to_thread(_answer, events, message):
+                    yield piece
+        for piece in await asyncio.to_thread(_rest, events):
+            yield piece
+
+
+def _messages(response: Any) -> Generator[Message]:
+    decoder = Decoder()
+    for chunk in response.iter_bytes():
+        yield from decoder.feed(chunk)
+
+
+async def _amessages(response: Any) -> AsyncGenerator[Message]:
+    decoder = Decoder()
+    async for chunk in response.aiter_bytes():
+        for message in decoder.feed(chunk):
+            yield message
+
+
+def _answer(events: Events, message: Message | None) -> list[bytes]:
+    """What to send for one message; None stands for the time that `flush` is due."""
+    if message is None:
+        return _encoded(events.flush(), None)
+    if message.data.startswith(END):
+        return [*_rest(events), message.encode()]
+    try:
+        event = json.loads(message.data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        return [message.encode()]
+    return _encoded(events.take(event), message)
+
+
+def _rest(events: Events) -> list[bytes]:
+    return _encoded(events.end(), None)
+
+
+def _encoded(events: list[dict[str, Any]], message: Message | None) -> list[bytes]:
+    """Events in the form of the message that they come instead of."""
+    if message is None:
+        return [Message(json.dumps(event), event.get("type")).encode() for event in events]
+    named = message.event is not None
+    return [
+        Message(
+            json.dumps(event), event.get("type", message.event) if named else None, message.id
+        ).encode()
+        for event in events
+    ]
+
+
+def _hang_up(response: Any) -> None:
+    """Let go of a connection that somebody may be waiting on in another thread.
+
+    To close a socket does not wake who reads from it; to shut it down does. HTTP/2 shares one
+    among many streams, and closes this one alone.
+    """
+    stream = response.extensions.get("network_stream")
+    if response.is_closed or stream is None or not response.http_version.startswith("HTTP/1"):
+        return
+    connection = stream.get_extra_info("socket")
+    if connection is not None:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
