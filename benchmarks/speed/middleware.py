@@ -8,9 +8,11 @@ of `Guard.detect` of the same text. Delays of streams are measured on the real m
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from benchmarks.speed.stopwatch import interleaved, summary
@@ -36,7 +38,7 @@ def answers(texts: Texts, guard: Guard, count: int) -> list[str]:
     Raises:
         ValueError: none does.
     """
-    found = []
+    found: list[str] = []
     for start in range(0, len(texts.safe) - SENTENCES, SENTENCES):
         text = " ".join(texts.safe[start : start + SENTENCES])
         if len(found) < count and guard.moderate(text).action == "pass":
@@ -150,14 +152,16 @@ def _runnable(guard: Guard) -> Pair:
 
 def _client(guard: Guard) -> Pair:
     """The client of the openai package on a server within the process, so no network is timed."""
-    import httpx
-    from openai import OpenAI
+    from openai import DefaultHttpxClient, OpenAI
 
-    transport = httpx.MockTransport(_completion)
+    # httpx, or the httpx2 that newer releases of openai are built on.
+    kinds = (kind.__module__.partition(".")[0] for kind in DefaultHttpxClient.__mro__)
+    http: Any = import_module(next(name for name in kinds if name.startswith("httpx")))
+    transport = http.MockTransport(lambda request: http.Response(200, json=_completion(request)))
     client = OpenAI(
         api_key="none",
         base_url="http://benchmark.invalid/v1",
-        http_client=httpx.Client(transport=transport),
+        http_client=http.Client(transport=transport),
     )
     return _asking(client), _asking(guard.openai(client))
 
@@ -171,24 +175,17 @@ def _asking(client: Any) -> Call:
     return ask
 
 
-def _completion(request: Any) -> Any:
+def _completion(request: Any) -> dict[str, Any]:
     """A chat completion that says what the user said."""
-    import json
-
-    import httpx
-
     said = json.loads(request.content)["messages"][-1]["content"]
     message = {"role": "assistant", "content": said}
-    return httpx.Response(
-        200,
-        json={
-            "id": "chatcmpl-0",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "echo",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-        },
-    )
+    return {
+        "id": "chatcmpl-0",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "echo",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+    }
 
 
 def _chunks(text: str) -> list[str]:

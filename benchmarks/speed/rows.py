@@ -66,12 +66,14 @@ def sentence(systems: Sequence[System], cases: Sequence[Case], rounds: int) -> d
         for system in systems
         if system.guard is not None
     }
+    _prepare(systems, cases)
     runs = interleaved(jobs, cases, rounds=rounds, warm=cases[:WARM])
     truth = runs[REFERENCE].results if REFERENCE in runs else None
     decoded, guarded = {}, {}
     for system in systems:
         run = runs[system.name]
-        decoded[system.name] = {**run.figures(), **_decoding(run, truth)}
+        compared = truth if system.prepare is None else None
+        decoded[system.name] = {**run.figures(), **_decoding(run, compared)}
         if system.guard is not None:
             run = runs[f"{system.name}, guard"]
             guarded[system.name] = {**run.figures(), **_model_share(run), **_actions(run)}
@@ -86,6 +88,7 @@ def paragraph(systems: Sequence[System], cases: Sequence[Case], rounds: int) -> 
             jobs[system.name] = _decode_one(system)
         else:
             jobs[system.name] = _watched(system, system.guard.moderate, lambda case: case.text)
+    _prepare(systems, cases)
     runs = interleaved(jobs, cases, rounds=rounds, warm=cases[:1])
     whole, guarded = {}, {}
     for system in systems:
@@ -190,7 +193,7 @@ def _crowd(guard: Guard, texts: Sequence[str], threads: int) -> tuple[list[float
     taking = threading.Lock()
 
     def caller() -> list[float]:
-        taken = []
+        taken: list[float] = []
         ready.wait()
         while True:
             with taking:
@@ -205,6 +208,12 @@ def _crowd(guard: Guard, texts: Sequence[str], threads: int) -> tuple[list[float
         start = time.perf_counter()
         taken = [ms for each in found for ms in each.result()]
         return taken, time.perf_counter() - start
+
+
+def _prepare(systems: Sequence[System], cases: Sequence[Case]) -> None:
+    for system in systems:
+        if system.prepare is not None:
+            system.prepare([case.request for case in cases])
 
 
 def _forward(system: System, texts: Texts) -> Callable[[str], object]:

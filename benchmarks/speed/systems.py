@@ -50,6 +50,8 @@ class System:
     """The guard on this system; None for those of others."""
     watch: Watched | None = None
     """The time in the model behind `guard`."""
+    prepare: Callable[[Sequence[Request]], None] | None = None
+    """Of one that decodes along the tokens of another: looks these up before it is timed."""
     batches: bool = True
     """Whether it decodes several requests in one pass."""
     lead: bool = True
@@ -115,9 +117,7 @@ class Workshop:
         if plain in (REFERENCE, LOOKUP, OPTIMUM):
             return self._transformers(name, plain, torch.device(device))
         if plain == LLAMA:
-            return System(
-                name, llama_cpp.LlamaCpp(self.gguf(), self._threads).decode, batches=False
-            )
+            return self._llama(name)
         lead = device == "cuda" or plain in LEAD
         return of_runtime(name, self.runtime(engine, precision, device), self._policy, lead=lead)
 
@@ -164,6 +164,12 @@ class Workshop:
             return System(name, guessing.decode, batches=False)
         rival = rivals.Transformers(model, device)
         return System(name, rival.decode, forward=rival.forward)
+
+    def _llama(self, name: str) -> System:
+        path, cpu = self.gguf(), torch.device("cpu")
+        truth = rivals.Transformers(self._merged(cpu), cpu).decode
+        model = llama_cpp.LlamaCpp(path, self._threads, truth)
+        return System(name, model.decode, prepare=model.prepare, batches=False)
 
     def _load_merged(self, device: torch.device) -> Any:
         return rivals.merged(self.bundle, self.base, device)

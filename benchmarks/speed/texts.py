@@ -18,6 +18,9 @@ from train.schema import json_lines, read_records
 WORDS = (5, 40)
 """Least and most words of a sentence."""
 
+MOST = 200
+"""Unsafe sentences of one source that the guard is asked about."""
+
 SENTENCES = 8
 """Of a paragraph."""
 
@@ -102,7 +105,7 @@ def texts(
     for source in sources:
         single = [text for text in dict.fromkeys(source) if _is_sentence(text)]
         drawn.shuffle(single)
-        columns.append(single)
+        columns.append(single[:MOST])
     unsafe = list(_cases(guard, _in_turn(columns)))
     sentences = dict.fromkeys(s for r in records if not r.unsafe for s in _sentences(r.text))
     passed = zip(sentences, guard.detect_many(sentences), strict=True)

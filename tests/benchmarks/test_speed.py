@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,11 @@ def test_everybody_runs_every_item_in_every_round() -> None:
     seen: list[tuple[str, int]] = []
 
     def job(name: str) -> Any:
-        return lambda item: seen.append((name, item)) or f"{name}{item}"
+        def run(item: int) -> str:
+            seen.append((name, item))
+            return f"{name}{item}"
+
+        return run
 
     jobs = {name: job(name) for name in "abc"}
     runs = stopwatch.interleaved(jobs, [1, 2, 3], rounds=2, warm=[9], settle=0)
@@ -248,6 +253,14 @@ def test_a_paragraph_is_rewritten_whole_by_others(material: Texts, ours: System)
     found = rows.paragraph([copying("transformers"), ours], material.paragraphs(2), rounds=1)
     assert found["whole"]["transformers"]["tokens"] > 300
     assert found["guard"]["torch fp32"]["actions"] == {"rewrite": 2}
+
+
+def test_who_follows_the_tokens_of_another_looks_them_up_untimed(material: Texts) -> None:
+    known: list[Request] = []
+    follower = replace(copying("llama.cpp"), prepare=known.extend)
+    found = rows.sentence([copying("transformers"), follower], material.unsafe[:3], rounds=1)
+    assert known == [case.request for case in material.unsafe[:3]]
+    assert found["decode"]["llama.cpp"]["same_output"] is None
 
 
 def test_detection_is_of_our_guard_and_of_a_forward_of_others(
