@@ -46,7 +46,7 @@ class ScriptedModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         answer = self._next(messages, kwargs).model_copy()
-        info = {"finish_reason": "stop"}
+        info = {"finish_reason": "stop", "model_name": self.model_name}
         return ChatResult(generations=[ChatGeneration(message=answer, generation_info=info)])
 
     def _stream(
@@ -60,7 +60,8 @@ class ScriptedModel(BaseChatModel):
         for chunk in _chunks(answer):
             yield ChatGenerationChunk(message=chunk)
         end = AIMessageChunk(content="", usage_metadata=answer.usage_metadata)
-        yield ChatGenerationChunk(message=end, generation_info={"finish_reason": "stop"})
+        info = {"finish_reason": "stop", "model_name": self.model_name}
+        yield ChatGenerationChunk(message=end, generation_info=info)
 
     def _next(self, messages: list[BaseMessage], kwargs: dict[str, Any]) -> AIMessage:
         self._asked.append(messages)

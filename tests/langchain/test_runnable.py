@@ -319,12 +319,17 @@ def test_whole_values_in_a_stream_pass_whole(guard: Guard) -> None:
 
 
 def test_two_messages_in_a_stream_stay_two(guard: Guard) -> None:
-    chunks = [AIMessageChunk(content=UNSAFE, id=id_) for id_ in ("1", "2")]
+    chunks = [AIMessageChunk(content=UNSAFE, id=id_, chunk_position="last") for id_ in "12"]
     shown: list[BaseMessage] = list(guard.as_runnable().transform(iter(chunks)))
     assert [(chunk.id, chunk.content) for chunk in shown if chunk.content] == [
         ("1", SAFE),
         ("2", SAFE),
     ]
+
+
+def test_an_id_that_changes_on_the_way_makes_no_new_message(guard: Guard) -> None:
+    chunks = [AIMessageChunk(content=c, id=f"{n}") for n, c in enumerate(UNSAFE)]
+    assert joined(list(guard.as_runnable().transform(iter(chunks)))).content == SAFE
 
 
 def test_every_text_is_reported_once(guard: Guard, seen: list[Moderation]) -> None:

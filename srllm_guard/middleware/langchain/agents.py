@@ -18,7 +18,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, conver
 from langgraph.types import Command
 
 from srllm_guard.errors import ConfigError
-from srllm_guard.middleware.langchain.chat_model import guard_model
+from srllm_guard.middleware.langchain.chat_model import directed, guard_model
 from srllm_guard.middleware.langchain.ledger import Ledger
 from srllm_guard.middleware.langchain.messages import moderated_one, walk_message
 from srllm_guard.middleware.langchain.tool_events import ToolEvents
@@ -73,9 +73,9 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         tools: bool | Policy = False,
     ) -> None:
         super().__init__()
-        self._inputs = _directed(guard, inputs)
-        self._outputs = _directed(guard, outputs)
-        self._tools = _directed(guard, tools)
+        self._inputs = directed(guard, inputs)
+        self._outputs = directed(guard, outputs)
+        self._tools = directed(guard, tools)
         if self._tools is not None:
             self.transformers = (partial(ToolEvents, guard=self._tools),)
 
@@ -146,12 +146,6 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         if self._tools is None:
             return result
         return await asyncio.to_thread(_returned, self._tools, result)
-
-
-def _directed(guard: Guard, direction: bool | Policy) -> Guard | None:
-    if isinstance(direction, Policy):
-        return guard.with_policy(direction)
-    return guard if direction else None
 
 
 def _settled(

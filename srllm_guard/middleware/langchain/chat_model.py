@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, BaseMessageChunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, Field, InstanceOf, model_validator
 
 from srllm_guard.guard import Guard
 from srllm_guard.middleware.langchain.around import exchange
-from srllm_guard.middleware.langchain.chunks import MessageStream
+from srllm_guard.middleware.langchain.generations import (
+    GenerationStream,
+    OnAnswer,
+    walk_generations,
+)
 from srllm_guard.middleware.langchain.messages import (
     Walk,
     is_asked,
     moderated_one,
     walk_message,
-    without_tokens,
 )
 from srllm_guard.middleware.waiting import atimed, timed
 from srllm_guard.policy import Policy
@@ -33,8 +36,6 @@ if TYPE_CHECKING:
         CallbackManagerForLLMRun,
     )
     from langchain_core.language_models.base import LangSmithParams
-
-OnAnswer = Callable[[BaseMessage], object]
 
 ADOPTED = (
     "cache",
@@ -153,11 +154,11 @@ class GuardedChatModel(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         del run_manager
         chunks = self.inner._stream(self._asked(messages), stop=stop, **kwargs)  # noqa: SLF001
-        guard = self._directed(self.outputs)
+        guard = directed(self.guard, self.outputs)
         if guard is None:
             yield from chunks
             return
-        stream = _GenerationStream(guard, self.on_answer)
+        stream = GenerationStream(guard, self.on_answer)
         with closing(timed(chunks, lambda: stream.due)) as timely:
             for chunk in timely:
                 yield from stream.flush() if chunk is None else stream.feed(chunk)
@@ -174,12 +175,12 @@ class GuardedChatModel(BaseChatModel):
         del run_manager
         asked = await asyncio.to_thread(self._asked, messages)
         chunks = self.inner._astream(asked, stop=stop, **kwargs)  # noqa: SLF001
-        guard = self._directed(self.outputs)
+        guard = directed(self.guard, self.outputs)
         if guard is None:
             async for chunk in chunks:
                 yield chunk
             return
-        stream = _GenerationStream(guard, self.on_answer)
+        stream = GenerationStream(guard, self.on_answer)
         async with aclosing(atimed(chunks, lambda: stream.due)) as timely:
             async for each in timely:
                 work = stream.flush if each is None else partial(stream.feed, each)
@@ -227,14 +228,8 @@ class GuardedChatModel(BaseChatModel):
         directions = {"guard_inputs": self.inputs, "guard_outputs": self.outputs}
         return {"guard_bundle": runtime.bundle_hash} | {
             name: guard and guard.policy.hash
-            for name, guard in ((name, self._directed(d)) for name, d in directions.items())
+            for name, guard in ((name, directed(self.guard, d)) for name, d in directions.items())
         }
-
-    def _directed(self, direction: bool | Policy) -> Guard | None:
-        """The guard of one direction."""
-        if isinstance(direction, Policy):
-            return self.guard.with_policy(direction)
-        return self.guard if direction else None
 
     def _around(self, inner: BaseChatModel) -> Self:
         if inner is self.inner:
@@ -243,19 +238,26 @@ class GuardedChatModel(BaseChatModel):
         return type(self)(**{**given, "inner": inner})
 
     def _asked(self, messages: list[BaseMessage]) -> list[BaseMessage]:
-        guard = self._directed(self.inputs)
+        guard = directed(self.guard, self.inputs)
         return messages if guard is None else moderated_one(guard, messages, _walk_asked)
 
     def _answered(self, result: ChatResult) -> ChatResult:
-        guard = self._directed(self.outputs)
+        guard = directed(self.guard, self.outputs)
         if guard is not None:
-            new = moderated_one(guard, result.generations, _walk_generations)
+            new = moderated_one(guard, result.generations, walk_generations)
             if new is not result.generations:
                 result = result.model_copy(update={"generations": new})
         if self.on_answer is not None:
             for generation in result.generations:
                 self.on_answer(generation.message)
         return result
+
+
+def directed(guard: Guard, direction: bool | Policy) -> Guard | None:
+    """The guard of one direction; None where it is not guarded."""
+    if isinstance(direction, Policy):
+        return guard.with_policy(direction)
+    return guard if direction else None
 
 
 @overload
@@ -305,69 +307,6 @@ def guard_model(
     return found
 
 
-class _GenerationStream:
-    """The chunks of one answer with what LangChain puts around them."""
-
-    def __init__(self, guard: Guard, on_answer: OnAnswer | None) -> None:
-        self._messages = MessageStream(guard)
-        self._observes = guard.policy.mode == "observe"
-        self._on_answer = on_answer
-        self._info: dict[str, Any] = {}
-        self._shown: list[BaseMessageChunk] = []
-
-    @property
-    def due(self) -> float | None:
-        return self._messages.due
-
-    def feed(self, chunk: ChatGenerationChunk) -> list[ChatGenerationChunk]:
-        self._info |= chunk.generation_info or {}
-        shown = self._made(self._messages.feed(chunk.message))
-        return self._ended(shown) if _is_last(chunk.message) else shown
-
-    def flush(self) -> list[ChatGenerationChunk]:
-        return self._made(self._messages.flush())
-
-    def close(self) -> list[ChatGenerationChunk]:
-        return self._ended(self._made(self._messages.close()))
-
-    def _ended(self, shown: list[ChatGenerationChunk]) -> list[ChatGenerationChunk]:
-        """The last chunks, with what the provider said about the whole answer."""
-        info, self._info = self._info if self._observes else without_tokens(self._info), {}
-        if info:
-            shown = shown or self._made([self._messages.blank()])
-            message = shown[-1].message
-            shown[-1] = ChatGenerationChunk(message=message, generation_info=info)
-        return shown
-
-    def tell(self) -> None:
-        """Tell who listens of the whole answer."""
-        if self._on_answer is not None and self._shown:
-            first, *others = self._shown
-            self._on_answer(first + others if others else first)
-
-    def _made(self, messages: list[BaseMessageChunk]) -> list[ChatGenerationChunk]:
-        if self._on_answer is not None:
-            self._shown += messages
-        return [ChatGenerationChunk(message=message) for message in messages]
-
-
-def _is_last(message: BaseMessageChunk) -> bool:
-    return getattr(message, "chunk_position", None) == "last"
-
-
 def _walk_asked(messages: list[BaseMessage], walk: Walk) -> list[BaseMessage]:
     new = [walk_message(each, walk) if is_asked(each) else each for each in messages]
     return messages if all(a is b for a, b in zip(messages, new, strict=True)) else new
-
-
-def _walk_generations(generations: list[ChatGeneration], walk: Walk) -> list[ChatGeneration]:
-    new = []
-    for generation in generations:
-        message = walk_message(generation.message, walk)
-        if message is not generation.message:
-            info = generation.generation_info
-            generation = ChatGeneration(
-                message=message, generation_info=info and without_tokens(info)
-            )
-        new.append(generation)
-    return generations if all(a is b for a, b in zip(generations, new, strict=True)) else new

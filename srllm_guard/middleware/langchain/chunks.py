@@ -31,19 +31,8 @@ if TYPE_CHECKING:
 
 Place = tuple[Hashable, ...]
 """Where a text stands in a message."""
-Build = Callable[[str], dict[str, Any]]
-"""Makes the fields of a chunk which holds a text at its place."""
-
-_EMPTY: Mapping[str, Any] = {
-    "additional_kwargs": {},
-    "artifact": None,
-    "chunk_position": None,
-    "invalid_tool_calls": [],
-    "response_metadata": {},
-    "tool_call_chunks": [],
-    "tool_calls": [],
-    "usage_metadata": None,
-}
+Build = Callable[[Any], dict[str, Any]]
+"""Makes the fields of a chunk that holds nothing but a text, or a block, at its place."""
 
 
 class MessageStream:
@@ -133,16 +122,23 @@ class MessageStream:
         return [block for block in left if block is not None]
 
     def _feed_block(
-        self, block: Any, above: Place, build: Callable[[Any], dict[str, Any]], shown: Any
+        self,
+        block: Any,
+        above: Place,
+        build: Build,
+        shown: list[BaseMessageChunk],
     ) -> Any:
         """Feed the text of a content block; what is left of it passes, None for nothing."""
         if isinstance(block, str):
-            return self._feed((*above, "str"), block, build, shown)
+            self._feed((*above, "str"), block, build, shown)
+            return None
         if not isinstance(block, Mapping):
             return block
+        place = (*above, block.get("index"), block.get("type"))
+        if self._place is not None and not above and self._place[:2] != place:
+            shown += self._close_text()
         if _is_call(block) and not self._observes:
             return None
-        place = (*above, block.get("index"), block.get("type"))
         frame = {key: block[key] for key in ("type", "index") if key in block}
         left = dict(block)
         for key in (*PROSE, *NESTED):
@@ -211,9 +207,23 @@ class MessageStream:
     def _chunk(self, fields: dict[str, Any]) -> BaseMessageChunk:
         """A chunk of this message with nothing in it but these fields."""
         assert self._last is not None  # noqa: S101 - nothing is shown before a chunk has come
-        empty = {name: value for name, value in _EMPTY.items() if hasattr(self._last, name)}
+        update = {name: value for name, value in _nothing().items() if hasattr(self._last, name)}
         content = "" if isinstance(self._last.content, str) else []
-        return self._last.model_copy(update={**empty, "content": content, **fields})
+        return self._last.model_copy(update={**update, "content": content, **fields})
+
+
+def _nothing() -> dict[str, Any]:
+    """The fields of chunks in which there may be something, with nothing in them."""
+    return {
+        "additional_kwargs": {},
+        "artifact": None,
+        "chunk_position": None,
+        "invalid_tool_calls": [],
+        "response_metadata": {},
+        "tool_call_chunks": [],
+        "tool_calls": [],
+        "usage_metadata": None,
+    }
 
 
 def _content(text: str) -> dict[str, Any]:
@@ -229,7 +239,7 @@ def _additional(key: str, text: str) -> dict[str, Any]:
 
 
 def _framed(
-    build: Callable[[Any], dict[str, Any]], frame: Any, key: str, inner: Any, *, many: bool = False
+    build: Build, frame: Any, key: str, inner: Any, *, many: bool = False
 ) -> dict[str, Any]:
     """The fields of a chunk with a block in which there is nothing but `inner`."""
     return build({**frame, key: [inner] if many else inner})

@@ -34,8 +34,17 @@ class Ledger:
         return all(self._digest(piece) in self._digests for piece in pieces(message))
 
     def _digest(self, piece: Any) -> str:
-        if not isinstance(piece, str):
-            piece = json.dumps(piece, sort_keys=True, default=repr)
+        text = _canonical(piece)
         return hashlib.sha256(
-            f"{self._policy}\0{piece}".encode("utf-8", "surrogatepass")
+            f"{self._policy}\0{text}".encode("utf-8", "surrogatepass")
         ).hexdigest()
+
+
+def _canonical(piece: Any) -> str:
+    """A text as it is; arguments in one form, whether they are a mapping or JSON."""
+    if isinstance(piece, str):
+        try:
+            piece = json.loads(piece)
+        except ValueError:
+            return str(piece)
+    return json.dumps(piece, sort_keys=True, default=repr)

@@ -1,4 +1,8 @@
-"""A stream of what runnables hand on: strings, message chunks, parts of a dict, whole values."""
+"""A stream of what runnables hand on: strings, message chunks, parts of a dict, whole values.
+
+Chunks of one class are one message until one says that it is the last, as LangChain adds them up;
+their ids tell nothing, since some providers change them on the way.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ class ValueStream:
         self._key = key
         self._inner = None if key is None else ValueStream(guard)
         self._current: Answer | MessageStream | None = None
-        self._id: str | None = None
+        self._kind: type[BaseMessageChunk] | None = None
         self._met = False
 
     @property
@@ -50,12 +54,13 @@ class ValueStream:
                 self._current = Answer(self._guard)
             return shown + _texts(self._current.feed(value))
         if isinstance(value, BaseMessageChunk):
-            same = isinstance(self._current, MessageStream) and value.id in (None, self._id)
-            shown = [] if same else self.close()
+            shown = [] if type(value) is self._kind else self.close()
             if not isinstance(self._current, MessageStream):
-                self._current = MessageStream(self._guard)
-            self._id = value.id or self._id
-            return [*shown, *self._current.feed(value)]
+                self._current, self._kind = MessageStream(self._guard), type(value)
+            shown += self._current.feed(value)
+            if getattr(value, "chunk_position", None) == "last":
+                shown += self.close()
+            return shown
         return [*self.close(), moderated_one(self._guard, value, walk_value)]
 
     def flush(self) -> list[Any]:
@@ -72,7 +77,7 @@ class ValueStream:
             if not self._met:
                 raise TypeError(f"no part of the dict had the key {self._key!r}")
             return self._keyed(self._inner.close())
-        current, self._current, self._id = self._current, None, None
+        current, self._current, self._kind = self._current, None, None
         return [] if current is None else _texts(current.close())
 
     def _feed_part(self, part: Any, inner: ValueStream) -> list[Any]:
