@@ -10,11 +10,11 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from srllm_guard.errors import ConfigError
-from srllm_guard.middleware.selectors import Selector, place_of
+from srllm_guard.middleware.selectors import Known, Selector, place_of
 from srllm_guard.middleware.shapes import TRUSTED_ROLES
 from srllm_guard.middleware.sides import Arguments, Side
 from srllm_guard.middleware.waiting import atimed, timed
@@ -221,7 +221,8 @@ def _pieces(after: Side | None, items: Iterator[Any]) -> Generator[Any, Any, Any
         yield from pieces.end()
     if error is not None:
         raise error
-    return after.apply(source.returned)
+    # A selector speaks of the items, of which this is none.
+    return replace(after, place=Known()).apply(source.returned)
 
 
 async def _apieces(after: Side | None, items: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:

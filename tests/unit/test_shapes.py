@@ -117,6 +117,10 @@ class Block(BaseModel):
     type: str
 
 
+def block(**fields: Any) -> Block:
+    return Block.model_validate(fields)
+
+
 class AnthropicMessage(BaseModel):
     id: str
     type: str = "message"
@@ -128,11 +132,11 @@ class AnthropicMessage(BaseModel):
 ANTHROPIC = AnthropicMessage(
     id="an id",
     content=[
-        Block(type="thinking", thinking="one", signature="xyz"),
-        Block(type="text", text="two"),
-        Block(type="tool_use", id="c", name="f", input={"a": "b"}),
-        Block(type="tool_result", content=[{"type": "text", "text": "three"}]),
-        Block(type="redacted_thinking", data="xyz"),
+        block(type="thinking", thinking="one", signature="xyz"),
+        block(type="text", text="two"),
+        block(type="tool_use", id="c", name="f", input={"a": "b"}),
+        block(type="tool_result", content=[{"type": "text", "text": "three"}]),
+        block(type="redacted_thinking", data="xyz"),
     ],
 )
 
@@ -210,7 +214,7 @@ VALUES: list[tuple[Any, list[str], int]] = [
     (RESPONSE.model_dump(), ["one", "two", "three"], 1),
     (ANTHROPIC, ["one", "two", "three"], 1),
     (ANTHROPIC.model_dump(), ["one", "two", "three"], 1),
-    (SimpleNamespace(role="assistant", content=[Block(type="text", text="one")]), ["one"], 0),
+    (SimpleNamespace(role="assistant", content=[block(type="text", text="one")]), ["one"], 0),
     (MESSAGES, ["one", "two", "three", "four", "five", "six", "seven"], 2),
     (Answer("one", pairs=[Pair("two", 3)]), ["one", "two"], 0),
     (Pair("one", 3), ["one"], 0),
