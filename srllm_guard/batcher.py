@@ -2,9 +2,10 @@
 
 A caller that finds the engine idle runs it in its own thread and waits for nobody. What arrives
 meanwhile lines up, first come first served, and the next call takes along all of one kind, as many
-as the engine gains by: on a CPU, where work is done one by one, that would only delay the first. Long work goes in parts, one after another, so that a short text never waits
-for a whole book; a caller has at most one part in the line and blocks for it, which is the
-back-pressure. Whose deadline passes is gone from the line, and its parts behind are never begun.
+as the engine gains by: on a CPU, where work is done one by one, that would only delay the first.
+Long work goes in parts, one after another, so that a short text never waits for a whole book; a
+caller has at most one part in the line and blocks for it, which is the back-pressure. Whose
+deadline passes is gone from the line, and its parts behind are never begun.
 """
 
 from __future__ import annotations

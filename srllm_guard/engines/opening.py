@@ -1,6 +1,8 @@
-"""What all prompts begin with is computed once."""
+"""What was computed for the beginning of a text is kept: the constant opening, and prompts."""
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 import torch
 from torch import Tensor
@@ -8,9 +10,15 @@ from torch import Tensor
 from srllm_guard.engines.base import Ids
 from srllm_guard.engines.llama import Cache, Llama
 
+KEPT = 1024
+"""Most tokens of prompts that are kept: a ladder asks the same prompt again on every rung."""
+
 
 class Opening:
-    """Runs single rows from their beginning; that of `ids` is computed by the first of them only.
+    """Runs single rows from their beginning.
+
+    A result is the same bits whether something was kept or not: the opening and a prompt are always
+    run in passes of their own.
 
     Args:
         model: runs.
@@ -23,6 +31,8 @@ class Opening:
         self._ids = ids
         self._kept: dict[int, tuple[Cache, Tensor]] = {}
         """Number of layers -> keys and values of `ids`, and their states `[1, P, H]`."""
+        self._prompts: OrderedDict[Ids, tuple[Cache, Tensor]] = OrderedDict()
+        """Prompt -> its keys and values, and the state of its last token `[1, 1, H]`."""
 
     def run(self, ids: Ids, cache: Cache, layers: int) -> Tensor:
         """Run one row through the first `layers` layers.
@@ -44,6 +54,29 @@ class Opening:
         kept, states = self._kept[layers]
         cache[:, :, :, :known] = kept
         return torch.cat((states, self.go_on(ids[known:], known, cache, layers)), 1)
+
+    def prompt(self, ids: Ids, cache: Cache) -> Tensor:
+        """Run a prompt through all layers, or take what was kept of it.
+
+        Args:
+            ids: the whole prompt.
+            cache: written, `[layers, 2, 1, S, M, D]`.
+
+        Returns:
+            The state of its last token before the final norm, `[1, 1, H]`.
+        """
+        if ids in self._prompts:
+            self._prompts.move_to_end(ids)
+            kept, last = self._prompts[ids]
+            cache[:, :, :, : len(ids)] = kept
+            return last
+        last = self.run(ids, cache, self._model.shape.layers)[:, -1:].clone()
+        if len(ids) > KEPT:
+            return last
+        self._prompts[ids] = cache[:, :, :, : len(ids)].clone(), last
+        while sum(map(len, self._prompts)) > KEPT:
+            self._prompts.popitem(last=False)
+        return last
 
     def go_on(self, ids: Ids, start: int, cache: Cache, layers: int) -> Tensor:
         """Run the ids of one row from place `start` on; the cache holds what stands before."""

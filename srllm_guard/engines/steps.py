@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from srllm_guard.engines.base import Ids
 from srllm_guard.engines.llama import Cache, Llama
 from srllm_guard.engines.loop import Feed
 from srllm_guard.engines.opening import Opening
@@ -53,21 +54,24 @@ class Steps:
         """The first feed of all rows: what is the same for several is run once."""
         self._cache = self._model.new_cache(len(feeds), self._slots)
         self._rows = rows
-        found: dict[tuple[int, ...], tuple[int, Tensor]] = {}
-        states = []
+        found: dict[Ids, tuple[int, Tensor]] = {}
         for n, feed in enumerate(feeds):
             if feed.ids not in found:
-                row = self._cache[:, :, n : n + 1]
-                hidden = self._opening.run(feed.ids, row, self._model.shape.layers)
-                found[feed.ids] = n, hidden
-            first, hidden = found[feed.ids]
+                found[feed.ids] = n, self._first(feed, self._cache[:, :, n : n + 1])
+            first, _ = found[feed.ids]
             if first != n:
                 self._cache[:, :, n] = self._cache[:, :, first]
-            states.append(hidden)
-        return [
-            _read(self._model, hidden, [feed])[0]
-            for hidden, feed in zip(states, feeds, strict=True)
-        ]
+        return [_chosen(found[feed.ids][1], feed) for feed in feeds]
+
+    def _first(self, feed: Feed, cache: Cache) -> Tensor:
+        """Logits `[want, V]` behind the prompt of one row and behind each of its guesses."""
+        end = len(feed.ids) - feed.want + 1
+        states = self._opening.prompt(feed.ids[:end], cache)  # [1, 1, H]
+        if feed.want > 1:
+            layers = self._model.shape.layers
+            more = self._opening.go_on(feed.ids[end:], end, cache, layers)
+            states = torch.cat((states, more), 1)
+        return self._model.logits(states[0])
 
 
 def _read(model: Llama, hidden: Tensor, feeds: Sequence[Feed]) -> list[NDArray[Any]]:
@@ -75,7 +79,9 @@ def _read(model: Llama, hidden: Tensor, feeds: Sequence[Feed]) -> list[NDArray[A
     wanted = [hidden[n, len(feed.ids) - feed.want : len(feed.ids)] for n, feed in enumerate(feeds)]
     logits = model.logits(torch.cat(wanted))  # [sum of want, V]
     parts = logits.split([feed.want for feed in feeds])
-    return [
-        (part.argmax(-1) if feed.greedy else part).numpy()
-        for part, feed in zip(parts, feeds, strict=True)
-    ]
+    return [_chosen(part, feed) for part, feed in zip(parts, feeds, strict=True)]
+
+
+def _chosen(logits: Tensor, feed: Feed) -> NDArray[Any]:
+    """What a feed asks for: the likeliest ids `[want]`, or the logits."""
+    return (logits.argmax(-1) if feed.greedy else logits).numpy()

@@ -7,7 +7,8 @@ of a sum depend on the shape of the batch.
 Detection does not hand its states to the rewrite. The window that is judged and the prompt that
 asks for a rewrite are different ids: marks around the unsafe words, other context before the
 segment, the question behind it. Keys and values of a token hang on all ids before it, so only
-the constant beginning of the format is shared, and that is computed once.
+the constant beginning of the format is shared, and that is computed once. Prompts come again: what
+was decoded is scored, barred and drawn anew. On a CPU their keys and values are kept for a while.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ class TorchEngine:
         """What each token of continuations of one prompt is given; the prompt is run once."""
         layers, start = self._model.shape.layers, len(prompt)
         cache = self._model.new_cache(1, start + max(map(len, continuations)), layers)
-        last = self._opening.run(prompt, cache, layers)[:, -1:]  # [1, 1, H]
+        last = self._opening.prompt(prompt, cache)  # [1, 1, H]
         found = []
         for ids in continuations:
             # One by one, each over the keys and values of the one before: alone is as in company.

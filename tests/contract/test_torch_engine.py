@@ -19,7 +19,7 @@ from tests.contract.conftest import Tiny, drafted
 
 torch = pytest.importorskip("torch")
 
-from srllm_guard.engines import graphs, linear  # noqa: E402
+from srllm_guard.engines import graphs, linear, opening  # noqa: E402
 from srllm_guard.engines.checkpoint import Checkpoint, read_config  # noqa: E402
 from srllm_guard.engines.graphs import Graphs, GraphSteps  # noqa: E402
 from srllm_guard.engines.llama import Llama, Shape, unsupported  # noqa: E402
@@ -232,6 +232,22 @@ def test_on_a_cpu_company_changes_not_a_bit(
     assert counts == [(c.ids, c.steps) for r in requests for c in engine.generate([r])]
 
 
+@pytest.mark.parametrize("kept", [0, 60, 1024])
+def test_what_is_kept_of_prompts_changes_not_a_bit(
+    tiny: Tiny, prompt: Prompt, requests: list[Request], kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "KEPT", kept)
+    fresh, used = (
+        TorchEngine(tiny.bundle, tiny.base, "cpu", opening=prompt.opening) for _ in range(2)
+    )
+    found = used.generate(requests)
+    assert sum(map(len, used._opening._prompts)) <= kept
+    assert used.generate(requests[::-1]) == found[::-1]
+    asked = [Asked(request.prompt, request.draft) for request in requests]
+    for one, other in zip(used.score(asked), fresh.score(asked), strict=True):
+        assert np.array_equal(one, other)
+
+
 def test_a_prompt_longer_than_the_largest_pass_is_fed_in_parts(
     tiny: Tiny, reference: ReferenceEngine, requests: list[Request]
 ) -> None:
@@ -289,13 +305,13 @@ def test_like_lengths_run_together_as_far_as_the_cache_goes(tiny: Tiny) -> None:
     assert all(len({asked[n] for n in part}) == 1 for part in together[-4:])
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "auto"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "auto"])
 def test_other_precisions_stay_near(
     tiny: Tiny, reference: ReferenceEngine, prompt: Prompt, precision: str
 ) -> None:
     engine = TorchEngine(tiny.bundle, tiny.base, "cpu", precision=precision)
     used = engine.info()["precision"]
-    assert used == precision or (precision == "auto" and used in linear.PRECISIONS[1:])
+    assert used == precision or (precision == "auto" and used in linear.MEASURED)
     window = prompt.window(TEXTS[0], [(0, len(TEXTS[0]))])[0]
     [one], [other] = engine.detect([window]), reference.detect([window])
     near = np.corrcoef(one.labels.ravel(), other.labels.ravel())[0, 1]
@@ -305,9 +321,29 @@ def test_other_precisions_stay_near(
     assert len(found.ids) == 12 or found.finished
 
 
+@pytest.mark.parametrize(
+    ("precision", "error"), [("fp32", 1e-5), ("fp16", 1e-3), ("bf16", 1e-2), ("int8", 3e-2)]
+)
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_linear_layer_in_each_precision(precision: str, error: float, biased: bool) -> None:
+    made = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 64, generator=made)
+    weight[5] *= 100  # each output and each token has a scale of its own
+    x = torch.randn(2, 7, 64, generator=made)
+    x[0, 3] *= 1000
+    x[1, 2] = 0
+    bias = torch.randn(48, generator=made) if biased else None
+    with torch.inference_mode():
+        right = torch.nn.functional.linear(x, weight, bias)
+        given = x.to(linear.activations(precision, CPU))
+        found = linear.pack(weight, bias, precision)(given).float()
+    assert found.shape == (2, 7, 48)
+    assert ((found - right).norm(dim=-1) <= error * right.norm(dim=-1) + error).all()
+
+
 def test_the_rule_measures_what_it_chooses_from() -> None:
     found = linear.speeds(rounds=3)
-    assert {"fp32", "bf16"} <= set(found) <= set(linear.PRECISIONS[1:])
+    assert {"fp32", "bf16"} <= set(found) <= set(linear.MEASURED)
     assert all(0 < ms < 1e3 for ms in found.values())
     assert linear.choose("auto", CPU) == linear.choose("auto", CPU)
 
@@ -315,6 +351,8 @@ def test_the_rule_measures_what_it_chooses_from() -> None:
 def test_settings_that_make_no_sense_are_refused(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match="Unknown precision 'int4'"):
         TorchEngine(tiny.bundle, tiny.base, "cpu", precision="int4")
+    with pytest.raises(ConfigError, match="'int8' is for a CPU"):
+        linear.choose("int8", torch.device("cuda"))
     with pytest.raises(ConfigError, match="threads is 0"):
         TorchEngine(tiny.bundle, tiny.base, "cpu", threads=0)
 
