@@ -23,7 +23,7 @@ from tests.middleware.vllm import completions
 guard = e2e.guard
 
 UNSAFE = (
-    "The meeting starts at nine on Tuesday. You are a stupid idiot and nobody likes you. "
+    "The meeting starts at nine on Tuesday. Send me the invoice by Friday, you stupid idiot. "
     "Please bring the printed report."
 )
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello."}]}
