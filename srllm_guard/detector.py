@@ -8,7 +8,7 @@ folded view is judged beside the plain one, and the worse verdict counts.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -20,7 +20,7 @@ from srllm_guard.labels import CATEGORIES, LABELS, SLICES, UNSAFE
 from srllm_guard.models.bundle import Calibration
 from srllm_guard.prompt import Prompt, Range
 from srllm_guard.results import Detection, LabelScore, Span
-from srllm_guard.text.normalize import View, fold, view
+from srllm_guard.text.normalize import View, fold_in_turn, view
 from srllm_guard.text.segments import Segment
 
 WINDOW = 900
@@ -44,6 +44,10 @@ class Verdict:
     spans: tuple[Span, ...]
     """The phrases that are most likely unsafe, at offsets of the whole text. Always at least one,
     so that a segment which a strict policy flags says where."""
+
+    def moved(self, by: int) -> Verdict:
+        """The verdict where the text that it speaks of begins `by` characters later."""
+        return replace(self, spans=moved(self.spans, by))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +78,28 @@ class Detector:
         self._max_tokens = max_tokens
 
     def judge(
-        self, texts: Sequence[tuple[str, Sequence[Segment]]], run: Run
+        self,
+        texts: Sequence[tuple[str, Sequence[Segment]]],
+        run: Run,
+        *,
+        together: bool = False,
     ) -> list[list[Verdict]]:
         """Verdicts of the segments of each text, in order.
 
         Args:
             texts: each text with those of its segments that are to be judged.
             run: runs windows through the engine; its errors pass through.
+            together: all segments of a text share one window, whatever its length.
         """
         pieces = [
             piece
             for number, (text, segments) in enumerate(texts)
-            for piece in self._pieces(number, text, segments)
+            for group in ([(0, len(segments), 0)] if together else windows(segments))
+            for piece in self._pieces(number, text, segments, group)
         ]
         # What is said twice is judged once: a megabyte of one letter is a thousand equal windows.
-        windows = list(dict.fromkeys(piece.window for piece in pieces))
-        scores = dict(zip(windows, run(windows), strict=True)) if windows else {}
+        asked = list(dict.fromkeys(piece.window for piece in pieces))
+        scores = dict(zip(asked, run(asked), strict=True)) if asked else {}
         found: list[list[Verdict | None]] = [[None] * len(segments) for _, segments in texts]
         for piece in pieces:
             text, segments = texts[piece.text]
@@ -103,20 +113,24 @@ class Detector:
                 found[piece.text][number] = self._worse(verdict, found[piece.text][number])
         return [[verdict or NOTHING for verdict in verdicts] for verdicts in found]
 
-    def _pieces(self, number: int, text: str, segments: Sequence[Segment]) -> Iterator[_Piece]:
-        for first, last, context in _grouped(segments):
-            group = segments[first - context : last]
-            judged = (-1,) * context + tuple(range(first, last))
-            start, end = group[0].start, group[-1].end
-            within = [(segment.start - start, segment.end - start) for segment in group]
-            plain = view(text[start:end])
-            views = [plain]
-            if (folded := fold(text[start:end])).text != plain.text:
-                views.append(folded)
-            for seen in views:
-                window, ranges = self._prompt.window(seen.text, [_seen(seen, r) for r in within])
-                placed = tuple(_placed(seen, where, start) for where in ranges)
-                yield from _fitting(number, judged, window, placed, self._max_tokens)
+    def _pieces(
+        self, number: int, text: str, segments: Sequence[Segment], where: tuple[int, int, int]
+    ) -> Iterator[_Piece]:
+        """The window at `where` (see `windows`), once for each view that differs."""
+        first, last, context = where
+        judged = (-1,) * context + tuple(range(first, last))
+        group = segments[first - context : last]
+        start, end = group[0].start, group[-1].end
+        within = [(segment.start - start, segment.end - start) for segment in group]
+        plain = view(text[start:end])
+        views = [plain]
+        folded = fold_in_turn(text[start:end], [stop for _, stop in within])
+        if folded.text != plain.text:
+            views.append(folded)
+        for seen in views:
+            window, ranges = self._prompt.window(seen.text, [_seen(seen, r) for r in within])
+            placed = tuple(_placed(seen, where, start) for where in ranges)
+            yield from _fitting(number, judged, window, placed, self._max_tokens)
 
     def _worse(self, verdict: Verdict, other: Verdict | None) -> Verdict:
         """The worse of two verdicts on a segment, with what both say for certain is unsafe."""
@@ -153,6 +167,11 @@ class Detector:
         ranges = [piece.ranges[n] for n in tokens]
         spans = _spans(text, segment, ranges, scores.spans[tokens], calibration.span_threshold)
         return Verdict(round(float(score), DIGITS), labels, spans)
+
+
+def moved(spans: Iterable[Span], by: int) -> tuple[Span, ...]:
+    """Spans at offsets that are larger by `by`."""
+    return tuple(replace(span, start=span.start + by, end=span.end + by) for span in spans)
 
 
 def summarise(
@@ -202,8 +221,11 @@ NOTHING = Verdict(
 """The verdict on a segment without a token."""
 
 
-def _grouped(segments: Sequence[Segment]) -> Iterator[tuple[int, int, int]]:
-    """First and last (exclusive) segment of each window, and whether the one before is context."""
+def windows(segments: Sequence[Segment]) -> Iterator[tuple[int, int, int]]:
+    """First and last (exclusive) segment of each window, and whether the one before is context.
+
+    Windows are filled from the left: those of a text begin where those of its beginning do.
+    """
     first = 0
     while first < len(segments):
         context = int(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,6 +11,7 @@ from srllm_guard.calls import Calls
 from srllm_guard.detector import GAP, NOTHING, Detector, Verdict
 from srllm_guard.engines.base import Asked, Request
 from srllm_guard.errors import DeadlineExceeded, EngineError
+from srllm_guard.language import language
 from srllm_guard.policy import Policy
 from srllm_guard.prompt import Prompt, Range, left_context
 from srllm_guard.results import Span
@@ -128,6 +129,7 @@ class Ladder:
         Raises:
             DeadlineExceeded: no time is left. What was verified until then stays.
         """
+        number = -1
         for number, attempt in enumerate(self._attempts(calls)):
             open_jobs = [
                 job
@@ -140,10 +142,15 @@ class Ladder:
                 self._try(attempt, open_jobs, calls)
             for job in open_jobs:
                 job.tried = number + 1
+        if self._policy.on_fail == "mask":
+            self._mask_whole([job for job in jobs if job.tried <= number + 1])
 
-    def mask_whole(self, job: Job) -> None:
-        """Replace the whole segment by the mask: nothing of the original is left to be unsafe."""
-        job.replacement, job.outcome = self._policy.mask_text, "mask"
+    def _mask_whole(self, jobs: Iterable[Job]) -> None:
+        """Replace whole segments by the mask: nothing of the original is left to be unsafe."""
+        for job in jobs:
+            if job.replacement is None and not (job.errors and self._policy.fail_open):
+                job.replacement, job.outcome = self._policy.mask_text, "mask"
+                job.tried += 1
 
     def _try(self, attempt: Attempt, jobs: Sequence[Job], calls: Calls) -> None:
         try:
@@ -313,7 +320,9 @@ class Ladder:
             return omission_faults(job.source, job.spans, self._policy)
         if len(text.splitlines()) > 1:
             return ("line_break",)
-        near = job.text[max(0, job.segment.start - GAP) : job.segment.end + GAP]
+        if not language(text).verified and language(job.source).verified:
+            return ("unverified_language",)
+        near = job.text[max(0, job.segment.start - GAP) : job.segment.end]
         return faults(job.source, text, job.spans, self._policy, near)
 
     def _judge(

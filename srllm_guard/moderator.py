@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from srllm_guard import __version__
 from srllm_guard.calls import Calls
-from srllm_guard.detector import DIGITS, Detector, Verdict
+from srllm_guard.detector import DIGITS, Detector, Verdict, summarise
 from srllm_guard.draft import Draft, Repair
 from srllm_guard.errors import DeadlineExceeded, EngineError
 from srllm_guard.ladder import Ladder, named
@@ -20,10 +21,6 @@ from srllm_guard.text.segments import Segment, segments
 if TYPE_CHECKING:
     from srllm_guard.results import Action
     from srllm_guard.runtime import Runtime
-
-ROUNDS = 6
-"""How often a text that is about to be released is judged anew before it is withheld: once for each
-attempt of the ladder, and then for what became unsafe beside it."""
 
 
 class Moderator:
@@ -71,33 +68,69 @@ class Moderator:
             drafts.append(Draft(text, parts, tuple(verdicts), tuple(flags), found))
         return drafts
 
+    def judge_on(
+        self, draft: Draft, text: str, new: Sequence[Segment], calls: Calls, found: Language
+    ) -> Draft:
+        """The draft of a text that has grown; what was judged keeps its verdict.
+
+        Args:
+            draft: of its beginning, or of the last of it: back to the segment before the last
+                window at least.
+            text: that of the draft, and more.
+            new: the segments that came.
+            calls: to the engine.
+            found: what language the text is in by now.
+
+        Raises:
+            EngineError: as `judge`.
+        """
+        more = [s for s in new if s.kind == "prose" and _readable(text, s, found)]
+        parts = (*draft.segments, *more)
+        judged = self._detector.judge([(text, parts)], calls.detect)[0] if more else []
+        verdicts = judged[len(draft.segments) :]
+        flags = self._flags(text, verdicts)
+        return replace(
+            draft,
+            text=text,
+            segments=parts,
+            verdicts=(*draft.verdicts, *verdicts),
+            flagged=(*draft.flagged, *flags),
+            language=found,
+        )
+
     def settle(self, drafts: Sequence[Draft], calls: Calls) -> list[Moderation]:
         """Make the drafts safe, together, and say what became of each."""
         repairs = {n: Repair.of(d) for n, d in enumerate(drafts) if self._repairable(d)}
-        after: dict[int, Detection] = {}
-        errors: dict[int, str] = {}
-        for _ in range(ROUNDS):
-            todo = {n: r for n, r in repairs.items() if n not in after and n not in errors}
-            if not todo:
-                break
-            errors |= self._walk(todo, calls)
-            ready = {n: r for n, r in todo.items() if n not in errors and r.complete}
-            found, failed = self._look(ready, calls)
-            errors |= failed
-            for n, draft in found.items():
-                if any(draft.flagged) or repairs[n].strays(draft):
-                    repairs[n].reopen(draft)
-                else:
-                    after[n] = draft.detection
-        if self._policy.on_fail == "mask":
-            left = {n: r for n, r in repairs.items() if n not in after and n not in errors}
-            after |= self._last_resort(left, calls)
+        errors = self.mend(repairs, calls)
         return [
-            self._repaired(repairs[n], after.get(n), errors.get(n), calls)
+            self._repaired(repairs[n], errors.get(n), calls)
             if n in repairs
             else self._untouched(draft, calls)
             for n, draft in enumerate(drafts)
         ]
+
+    def mend(
+        self, repairs: Mapping[int, Repair], calls: Calls, *, partial: bool = False
+    ) -> dict[int, str]:
+        """Walk jobs down the ladder and look at the texts to release, until they are settled.
+
+        Args:
+            repairs: by number; they are changed.
+            calls: to the engine.
+            partial: the beginning of a text is worth settling where its end cannot be made safe.
+
+        Returns:
+            The numbers of those that could not be judged or ran out of time, and why.
+        """
+        errors: dict[int, str] = {}
+        left = dict(repairs)
+        while left:
+            errors |= self._walk(left, calls)
+            left = {n: r for n, r in left.items() if n not in errors and (partial or r.complete)}
+            errors |= self._look(left, calls)
+            left = {n: r for n, r in left.items() if n not in errors}
+            left = {n: r for n, r in left.items() if r.advance() or not (partial or self._stays(r))}
+        return errors
 
     def failed(self, text: str, error: EngineError, calls: Calls) -> Moderation:
         """The outcome for a text that could not be judged."""
@@ -134,7 +167,7 @@ class Moderator:
             for name, chance in self._policy.label_thresholds.items()
         )
 
-    def _walk(self, repairs: dict[int, Repair], calls: Calls) -> dict[int, str]:
+    def _walk(self, repairs: Mapping[int, Repair], calls: Calls) -> dict[int, str]:
         """Walk all open jobs down the ladder; returns which had no time for it."""
         try:
             jobs = [job for repair in repairs.values() for job in repair.jobs.values()]
@@ -143,42 +176,34 @@ class Moderator:
             return dict.fromkeys(repairs, named(error))
         return {}
 
-    def _look(
-        self, repairs: dict[int, Repair], calls: Calls
-    ) -> tuple[dict[int, Draft], dict[int, str]]:
-        """Judge the texts that are about to be released, and say which could not be judged."""
-        if not repairs:
-            return {}, {}
+    def _look(self, repairs: Mapping[int, Repair], calls: Calls) -> dict[int, str]:
+        """Judge what is about to be released; returns which texts could not be judged."""
+        seen = {n: repair.sights() for n, repair in repairs.items()}
+        asked = [(n, text, sight) for n, (text, sights) in seen.items() for sight in sights]
         try:
-            texts = [repair.splice()[0] for repair in repairs.values()]
-            drafts = self.judge(texts, calls, "verify")
-            return dict(zip(repairs, drafts, strict=True)), {}
+            found = self._detector.judge(
+                [(text, [segment for _, segment in sight.members]) for _, text, sight in asked],
+                lambda windows: calls.detect(windows, "verify"),
+                together=True,
+            )
         except EngineError as error:
             if len(repairs) == 1 or isinstance(error, DeadlineExceeded):
-                return {}, dict.fromkeys(repairs, named(error))
-        # One text must not cost the others their release.
-        found: dict[int, Draft] = {}
-        failed: dict[int, str] = {}
-        for n, repair in repairs.items():
-            one, none = self._look({n: repair}, calls)
-            found |= one
-            failed |= none
-        return found, failed
+                return dict.fromkeys(repairs, named(error))
+            # One text must not cost the others their release.
+            alone = (self._look({n: repair}, calls) for n, repair in repairs.items())
+            return {n: why for failed in alone for n, why in failed.items()}
+        for (n, text, sight), verdicts in zip(asked, found, strict=True):
+            repairs[n].see(sight, verdicts, self._flags(text, verdicts))
+        return {}
 
-    def _last_resort(self, repairs: dict[int, Repair], calls: Calls) -> dict[int, Detection]:
-        """Mask whole segments where nothing else was safe."""
-        if self._policy.fail_open:
-            repairs = {n: repair for n, repair in repairs.items() if not repair.errors}
-        for repair in repairs.values():
-            for job in repair.jobs.values():
-                if job.replacement is None:
-                    self._ladder.mask_whole(job)
-        found, _ = self._look(repairs, calls)
-        return {
-            n: draft.detection
-            for n, draft in found.items()
-            if not any(draft.flagged) and not repairs[n].strays(draft)
-        }
+    def _stays(self, repair: Repair) -> bool:
+        """Whether a text that is ready is English where it was; otherwise it goes back whole."""
+        if not repair.done or not repair.draft.language.verified:
+            return True
+        if language(repair.splice()[0]).verified:
+            return True
+        repair.reopen("unverified_language")
+        return False
 
     def _untouched(self, draft: Draft, calls: Calls) -> Moderation:
         if draft.language.verified:
@@ -187,15 +212,19 @@ class Moderator:
             return self._result("unverified", draft, calls)
         return self._withheld(draft, calls, ("unverified",), (), "block")
 
-    def _repaired(
-        self, repair: Repair, after: Detection | None, error: str | None, calls: Calls
-    ) -> Moderation:
+    def _repaired(self, repair: Repair, error: str | None, calls: Calls) -> Moderation:
         errors = repair.errors if error is None else (*repair.errors, error)
-        if after is not None:
+        if repair.done:
             text, edits = repair.splice()
-            masked = any(edit.action == "mask" for edit in edits)
+            found = language(text)
+            verdicts = [verdict for _, verdict in sorted(repair.after.items())]
+            after = summarise(
+                verdicts, [False] * len(verdicts), verified=found.verified, language=found.code
+            )
+            masked = any(edit.action == "mask" for edit in edits.values())
             action: Action = "mask" if masked else "rewrite"
-            return self._result(action, repair.draft, calls, text, after, edits, errors)
+            edited = tuple(edits.values())
+            return self._result(action, repair.draft, calls, text, after, edited, errors)
         if self._policy.fail_open and (errors or self._policy.on_fail == "pass"):
             return self._result("unverified", repair.draft, calls, errors=errors)
         return self._withheld(repair.draft, calls, (*repair.reasons, *errors), errors)

@@ -3,57 +3,242 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import re
+import threading
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING
 
+from srllm_guard.errors import Blocked
+from srllm_guard.middleware.passage import Passage
 from srllm_guard.middleware.waiting import atimed, timed
+from srllm_guard.text.incremental import Segmenter
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
     from srllm_guard.results import Moderation
+    from srllm_guard.text.segments import Segment
+
+SPARE = 4_000
+"""Characters that are no longer needed before they are dropped."""
+
+_END = "\udfff"
+"""Stands for the end of a stream; told by its identity."""
+
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_LAST_SPACE = re.compile(r"\s(?=\S*\Z)")
 
 
 class TextStream:
-    """One text that arrives in pieces; its state is here, never on the guard."""
+    """One text that arrives in pieces; its state is here, never on the guard.
+
+    A sentence is held until it is complete, and an unsafe one also until it is known what follows
+    it. What is released, joined, is what `Guard.rewrite` makes of the whole text, however it was
+    cut into pieces, with these exceptions, which only the end of a text can tell:
+
+    - A text that cannot be made safe is withheld from that sentence on; what was verified before
+      it stays. After the policy's message, or `Blocked`, nothing more comes.
+    - The language is that of the text so far: sentences before one in another language were judged
+      as English. Where the beginning looks foreign, 300 characters are awaited.
+    - What was held for too long (`Policy.max_holdback_chars`, `max_holdback_ms`) is judged as if it
+      were complete. With `Policy.protect_quotations` whole lines are held.
+    - What fails inside the model costs the sentence at hand, and not those before it.
+
+    Surrogates that stand for one character together are joined, so that no piece is cut inside it.
+    With `mode="observe"` every piece passes at once, and the text is judged in the background after
+    its end. Not for use from several threads at a time.
+    """
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
-        self._parts: list[str] = []
+        self._policy = guard.policy
+        self._passage = Passage(guard.runtime, guard.policy)
+        self._segmenter = Segmenter()
+        self._whole: list[str] = []
+        self._text = ""  # as far as it is still needed
+        self._told = 0  # up to where segments are told
+        self._high = ""  # half a character
+        self._arrivals: deque[tuple[int, float]] = deque()  # ends of pieces that are held, and when
+        self._dropped = 0  # characters before the text that is kept
+        self._blocked: Blocked | None = None
+        self._closed = False
         self._result: Moderation | None = None
 
     def feed(self, chunk: str) -> str:
-        """Take a piece of the text; returns what may be shown now, often nothing."""
+        """Take a piece of the text; returns what may be shown now, often nothing.
+
+        Raises:
+            TypeError: not a string.
+            Blocked: the rest is withheld, nothing is left to be shown before it, and the policy
+                says `on_block="raise"`.
+        """
         if not isinstance(chunk, str):
             raise TypeError(f"expected str, got {type(chunk).__name__}")
-        self._parts.append(chunk)
-        return ""
+        if self._policy.mode == "observe":
+            self._whole.append(chunk)
+            return chunk
+        if self.dead:
+            return self._given("")
+        chunk = _PAIR.sub(_joined, self._high + chunk)
+        self._high = chunk[-1:] if "\ud800" <= chunk[-1:] <= "\udbff" else ""
+        self._append(chunk[: len(chunk) - len(self._high)])
+        return self._advance()
 
     def flush(self) -> str:
-        """Judge what is held as if it were complete."""
-        return ""
+        """Judge what is held as if it were complete; a word that may go on is still held.
+
+        Raises:
+            Blocked: as `feed`.
+        """
+        if self.dead or self.due is None:
+            return self._given("")
+        space = _LAST_SPACE.search(self._text, self._told)
+        at = space.end() if space else len(self._text)
+        if self._text[self._told : at].strip() or not self._passage.settled:
+            found = self._cut(at)
+        else:
+            found, self._told = [], at
+        shown = self._take(found, last=True)
+        now = time.monotonic()
+        self._arrivals = deque((end, now) for end, _ in self._arrivals)
+        return shown
 
     def close(self) -> str:
-        """End the text; returns the rest of what may be shown."""
-        self._result = self._guard.moderate("".join(self._parts))
-        return self._guard.released(self._result)
+        """End the text; returns the rest of what may be shown.
+
+        Raises:
+            Blocked: as `feed`.
+        """
+        if self._closed:
+            return self._given("")
+        self._closed = True
+        if self._policy.mode == "observe":
+            self._observe()
+            return ""
+        if self.dead:
+            return self._given("")
+        self._append(self._high)
+        self._high = ""
+        found = self._read(final=True)
+        self._told = len(self._text)
+        return self._take(found, last=True, final=True)
+
+    @property
+    def dead(self) -> bool:
+        """Whether nothing more will be shown."""
+        return self._passage.dead
+
+    @property
+    def waits(self) -> bool:
+        """Whether `due` will ever say anything."""
+        return self._policy.max_holdback_ms is not None and self._policy.mode == "enforce"
 
     @property
     def due(self) -> float | None:
         """`time.monotonic()` at which `flush` is due; None when nothing is held."""
-        return None
+        limit = self._policy.max_holdback_ms
+        if limit is None or not self._arrivals or self._closed or self.dead:
+            return None
+        return self._arrivals[0][1] + limit / 1e3
 
     @property
     def result(self) -> Moderation | None:
-        """The whole text; None as long as it has not ended."""
+        """The whole text; None as long as it has not ended, and while it is only observed."""
         return self._result
+
+    def _append(self, chunk: str) -> None:
+        if chunk:
+            self._whole.append(chunk)
+            self._text += chunk
+            self._arrivals.append((self._dropped + len(self._text), time.monotonic()))
+
+    def _advance(self) -> str:
+        found = self._read(final=False)
+        return self._take(found, last=False) if found else ""
+
+    def _read(self, *, final: bool) -> list[Segment]:
+        """The next segments, with a cut wherever too much would be held."""
+        found: list[Segment] = []
+        most = self._policy.max_holdback_chars
+        end = len(self._text)
+        if self._policy.protect_quotations and not final:
+            end = self._text.rfind("\n") + 1
+        while True:
+            limit = self._told + most
+            if end <= limit:
+                new = self._segmenter.read(self._text[:end], final=final)
+            else:
+                # As much as has to be seen before it is cut, whatever the size of the pieces.
+                new = self._segmenter.read(self._text[: limit + 1])
+                if not new:
+                    space = _LAST_SPACE.search(self._text[:limit], self._told)
+                    new = self._cut(space.end() if space else limit)
+            found += new
+            self._told = max(self._told, *(s.end for s in new[-1:]), 0)
+            if end <= limit:
+                return found
+
+    def _cut(self, at: int) -> list[Segment]:
+        found = self._segmenter.cut(self._text[:at])
+        self._told = at
+        return found
+
+    def _take(self, found: list[Segment], *, last: bool, final: bool = False) -> str:
+        calls = self._guard.runtime.gate.open(self._policy.deadline_ms)
+        shown = self._passage.take(self._text, found, self._told, calls, last=last)
+        released = self._dropped + self._passage.shown
+        while self._arrivals and self._arrivals[0][0] <= released:
+            self._arrivals.popleft()
+        if final or self.dead:
+            self._finish()
+        elif self._passage.shown > SPARE:
+            count = self._passage.forget(self._segmenter.needed)
+            self._segmenter.forget(count)
+            self._text = self._text[count:]
+            self._told -= count
+            self._dropped += count
+        return self._given(shown)
+
+    def _finish(self) -> None:
+        self._result = self._passage.result("".join(self._whole))
+        self._guard.report([self._result])
+        if self._result.action == "block" and self._policy.on_block == "raise":
+            self._blocked = Blocked(self._result)
+
+    def _given(self, shown: str) -> str:
+        """What may be shown; once nothing may, the block is raised, once."""
+        if shown or self._blocked is None:
+            return shown
+        blocked, self._blocked = self._blocked, None
+        raise blocked
+
+    def _observe(self) -> None:
+        """Judge the text in a thread; `on_result` hears of it."""
+
+        def judge() -> None:
+            self._result = self._guard.moderate("".join(self._whole))
+
+        threading.Thread(
+            target=contextvars.copy_context().run, args=(judge,), name="srllm-guard-observe"
+        ).start()
 
 
 def stream(guard: Guard, chunks: Iterable[str]) -> Generator[str, None, None]:
     """See `Guard.stream`."""
     text = TextStream(guard)
-    with closing(timed(chunks, lambda: text.due)) as pieces:
-        for piece in pieces:
+    with closing(timed(chunks, lambda: text.due, thread=text.waits)) as pieces:
+        while not text.dead:
+            try:
+                piece = next(pieces, _END)
+            except Exception:
+                if shown := text.close():
+                    yield shown
+                raise
+            if piece is _END:
+                break
             if shown := text.flush() if piece is None else text.feed(piece):
                 yield shown
     if shown := text.close():
@@ -64,7 +249,15 @@ async def astream(guard: Guard, chunks: AsyncIterable[str]) -> AsyncGenerator[st
     """See `Guard.astream`."""
     text = TextStream(guard)
     async with aclosing(atimed(chunks, lambda: text.due)) as pieces:
-        async for piece in pieces:
+        while not text.dead:
+            try:
+                piece = await anext(pieces, _END)
+            except Exception:
+                if shown := await asyncio.to_thread(text.close):
+                    yield shown
+                raise
+            if piece is _END:
+                break
             if piece is None:
                 shown = await asyncio.to_thread(text.flush)
             else:
@@ -73,3 +266,7 @@ async def astream(guard: Guard, chunks: AsyncIterable[str]) -> AsyncGenerator[st
                 yield shown
     if shown := await asyncio.to_thread(text.close):
         yield shown
+
+
+def _joined(pair: re.Match[str]) -> str:
+    return pair.group().encode("utf-16", "surrogatepass").decode("utf-16")

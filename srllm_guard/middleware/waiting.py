@@ -25,7 +25,7 @@ Due = Callable[[], float | None]
 """`time.monotonic()` at which waiting ends; None where nothing is waited for."""
 
 
-def timed(items: Iterable[T], due: Due) -> Generator[T | None, None, None]:
+def timed(items: Iterable[T], due: Due, *, thread: bool = True) -> Generator[T | None, None, None]:
     """Yield the items, and None whenever `due()` has passed before the next one came.
 
     The items are drawn in a thread of their own, one at a time and only when one is asked for, in a
@@ -35,7 +35,11 @@ def timed(items: Iterable[T], due: Due) -> Generator[T | None, None, None]:
         items: closed, if it can be, when this generator is; where it is in the middle of its next
             item then, it is closed as soon as that has come.
         due: asked before each wait; it has to move on once None was yielded.
+        thread: False where nothing will ever be due; the items are drawn right here then.
     """
+    if not thread:
+        yield from _drawn_here(items)
+        return
     source = _Source(items)
     try:
         while True:
@@ -141,6 +145,16 @@ class _Source(Generic[T]):
                 close()
         except Exception as error:  # noqa: BLE001 - likewise
             self._fault = error
+
+
+def _drawn_here(items: Iterable[T]) -> Generator[T, None, None]:
+    iterator = iter(items)
+    try:
+        yield from iterator
+    finally:
+        close = getattr(iterator, "close", None)
+        if callable(close):
+            close()
 
 
 async def _draw(items: AsyncIterable[T], turns: asyncio.Queue[asyncio.Future[_Drawn[T]]]) -> None:

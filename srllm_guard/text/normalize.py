@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -18,12 +19,15 @@ from typing import TYPE_CHECKING
 from srllm_guard.text import confusables as table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["View", "fold", "view"]
+__all__ = ["View", "fold", "fold_in_turn", "view"]
 
 LONGEST_RUN = 16
 """How many identical characters in a row a view keeps."""
+
+AMONG = 200
+"""How many characters before a sentence tell what its look-alike letters stand among."""
 
 _MAX_ROUNDS = 8
 
@@ -60,6 +64,7 @@ _Edit = tuple[
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_OTHER_SCRIPT = re.compile(r"[^\W\d_\x00-\u024f\u1e00-\u1eff]")
 _RUN = re.compile(rf"(.)\1{{{LONGEST_RUN},}}", re.DOTALL)
 
 
@@ -96,6 +101,32 @@ def fold(text: str) -> View:
         if seen.text == before:
             break
     return seen
+
+
+def fold_in_turn(text: str, ends: Sequence[int]) -> View:
+    """`fold` of each sentence, in which what follows it has no say.
+
+    What stands before a sentence has one where it holds letters of another script: look-alikes are
+    told by the Latin words that they stand among.
+
+    Args:
+        text: what is read.
+        ends: where its sentences end, in order; the last of them is the end of the text.
+    """
+    parts: list[str] = []
+    offsets: list[int] = []
+    last = 0
+    starts = (0, *ends)
+    for end in ends:
+        first = last
+        if _OTHER_SCRIPT.search(text, last, end):
+            first = starts[bisect_left(starts, last - AMONG)]
+        seen = fold(text[first:end])
+        at = bisect_left(seen.offsets, last - first)
+        parts.append(seen.text[at:])
+        offsets += (first + offset for offset in seen.offsets[at:-1])
+        last = end
+    return View("".join(parts), (*offsets, len(text)))
 
 
 def _minimal(seen: View) -> View:

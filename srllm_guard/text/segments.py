@@ -31,6 +31,10 @@ class Segment:
     paragraph: int
     """Number of the block of lines that holds it, from 0; blank lines part the blocks."""
 
+    def moved(self, by: int) -> Segment:
+        """The segment where the text before it is longer by `by` code points."""
+        return Segment(self.start + by, self.end + by, self.kind, self.paragraph)
+
 
 EMOJI = (
     "\U0001f000-\U0001faff\U0001fc00-\U0001fffd\u2600-\u27bf\u2b00-\u2bff\u2300-\u23ff"
@@ -38,8 +42,8 @@ EMOJI = (
 )
 """Ranges of pictographs for a regex class; wider than Emoji_Presentation on purpose."""
 
-_LINE = re.compile(r"[^\n\r\u2028\u2029]++")
-_CONTENT = re.compile(rf"[^\W_]|[{EMOJI}]")
+LINE = re.compile(r"[^\n\r\u2028\u2029]++")
+CONTENT = re.compile(rf"[^\W_]|[{EMOJI}]")
 _INK = re.compile(r"\S")
 
 
@@ -52,13 +56,14 @@ _LIST_MARK = r"(?:[-*+•‣◦▪●○–—]|\d{1,3}[.)]|[A-Za-z]\)|[ivxIVX]{
 _PREFIX = re.compile(rf"\s*+(?:{_QUOTE_MARK}|{_LIST_MARK}|\[[ xX]\]\s++)*+")
 _PIPE = re.compile(r"(?<!\\)\|")
 _HEADING_END = re.compile(r"(?<!\s)\s++#++\Z")
-_HEADING = re.compile(r"#{1,6}\s++")
-_LIST_START = re.compile(rf"\s*+(?:{_QUOTE_MARK})*+{_LIST_MARK}")
+HEADING = re.compile(r"#{1,6}\s++")
+LIST_START = re.compile(rf"\s*+(?:{_QUOTE_MARK})*+{_LIST_MARK}")
 
-_FENCE = re.compile(r"\s*+(?:>\s*+)*+(?:(`{3,}+)(?=[^`]*+\Z)|(~{3,}+))")
-_FENCE_END = re.compile(r"\s*+(?:>\s*+)*+(`{3,}+|~{3,}+)\s*+\Z")
-_INDENTED = re.compile(r"(?: {4}|\t)")
-_CODE_LINE = re.compile(
+FENCE = re.compile(r"\s*+(?:>\s*+)*+(?:(`{3,}+)(?=[^`]*+\Z)|(~{3,}+))")
+FENCE_BEGUN = re.compile(r"\s*+(?:>\s*+)*+(?:`{1,2}\Z|`{3}|~{1,2}\Z|~{3})")
+FENCE_END = re.compile(r"\s*+(?:>\s*+)*+(`{3,}+|~{3,}+)\s*+\Z")
+INDENTED = re.compile(r"(?: {4}|\t)")
+CODE_LINE = re.compile(
     r"\s*+(?:"
     r".*[;{}]\s*\Z"  # ends like a statement or a block
     r"|[\w.\[\]\"']++\s*+[-+*/|&:]?=(?:=|\s|\w)"  # an assignment
@@ -73,6 +78,8 @@ _CODE_LINE = re.compile(
 _CLOCK = r"(?:\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4},?\s)?\d{1,2}:\d{2}(?::\d{2})?(?:\s?[AaPp]\.?[Mm]\.?)?"
 _NAME = r"[^\W\d_][\w.'’-]{0,30}"
 _STAMPED = re.compile(rf"\[?{_CLOCK}\]?\s?(?:[-–]\s)?({_NAME}(?:\s{_NAME}){{0,3}})\s?:\s++")
+CLOCKED = re.compile(rf"\[?{_CLOCK}")
+"""Where a line may begin like `[9:41] Stefan: hello`."""
 _ROLE = re.compile(
     r"(?:\*\*)?(?:User|Assistant|System|Human|AI|Bot|USER|ASSISTANT|SYSTEM|HUMAN|BOT)"
     r"(?:\*\*:|:\*\*|:)\s++"
@@ -86,13 +93,13 @@ _NO_NAME = _words(
 )
 
 _CJK_STOP = "。！？｡"
-_STOP = re.compile(
+STOP = re.compile(
     rf"(?P<stop>[.!?…‽⁇⁈⁉{_CJK_STOP}]++(?:[ \t]++[.!?…]++(?=[\s\"'”’)\]]|\Z))*+)"
     r"(?P<closers>[\"'”’»›)\]}*_~]*+)"
     rf"(?P<faces>(?:\s*+(?:[{EMOJI}\u200d\ufe0f]++|[:;=]['-]?[()DPpOo/|](?=\s|\Z)))*+)"
 )
-_NEXT = re.compile(r"\s++[\"'“‘«(\[*_¿¡]{0,4}+(\w{0,24})")
-_BEFORE = re.compile(r"[^\s\"“”«»(\[{*_/—–-]*\Z")
+NEXT = re.compile(r"\s++[\"'“‘«(\[*_¿¡]{0,4}+(\w{0,24})")
+BEFORE = re.compile(r"[^\s\"“”«»(\[{*_/—–-]*\Z")
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]\Z")
 
 _NEVER_LAST = _words("mr mrs ms mx dr prof messrs mme e.g i.e eg vs cf viz approx ca")
@@ -105,7 +112,7 @@ _BEFORE_DIGIT = _words(
     "oct nov dec"
 )
 _MAYBE_LAST = _words("inc ltd co corp jr sr bros dept univ est ave blvd rd assn ph.d m.sc b.sc")
-_STARTERS = _words(
+STARTERS = _words(
     "the a an i we he she it they you this that these those there here but and so or if when "
     "what why how who where my your his her our their its in on at no not yes as for after "
     "before while then now one some all most many both"
@@ -119,7 +126,8 @@ _JOINERS = "\u200d\ufe0e\ufe0f\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff
 _SPACES = re.compile(r"\s++")
 
 
-_Line = tuple[int, int, bool]  # start, end, whether a blank line comes before
+Range = tuple[int, int]
+"""Start and end in code points, end exclusive."""
 
 
 def segments(text: str, max_chars: int = 600) -> tuple[Segment, ...]:
@@ -132,94 +140,25 @@ def segments(text: str, max_chars: int = 600) -> tuple[Segment, ...]:
     Raises:
         ValueError: `max_chars` is below 1.
     """
-    if max_chars < 1:
-        raise ValueError(f"max_chars must be at least 1, got {max_chars}")
-    lines = [*_lines(text)]
-    speakers = _has_speakers(text, lines)
-    found: list[Segment] = []
-    paragraph = 0
-    in_list = is_code = False
-    at = past = 0
-    while at < len(lines):
-        line_start, line_end, after_blank = lines[at]
-        paragraph += at > 0 and after_blank
-        if at >= past:
-            is_code, past = _code_block(text, lines, at, in_list)
-        if is_code:
-            start, end = _trim(text, line_start, lines[past - 1][1])
-            found.append(Segment(start, end, "code", paragraph))
-            at = past
-            continue
-        in_list = bool(_LIST_START.match(text, line_start, line_end)) or (
-            in_list and bool(_INDENTED.match(text, line_start, line_end))
-        )
-        for cell_start, cell_end in _cells(text, line_start, line_end, speakers):
-            for start, end in _sentences(text, cell_start, cell_end):
-                pieces = _pieces(text, start, end, max_chars)
-                found.extend(Segment(*piece, "prose", paragraph) for piece in pieces)
-        at += 1
-    return tuple(found)
+    from srllm_guard.text.incremental import Segmenter
+
+    return tuple(Segmenter(max_chars).read(text, final=True))
 
 
-def _lines(text: str) -> Iterator[_Line]:
-    """Yield the lines that hold more than white space."""
-    last = 0
-    blank = False
-    for match in _LINE.finditer(text):
-        start, end = match.span()
-        breaks = text[last:start]
-        blank = blank or len(breaks) > 2 or (len(breaks) == 2 and breaks != "\r\n")
-        last = end
-        if match.group().isspace():
-            blank = True
-            continue
-        yield start, end, blank
-        blank = False
+def cells(text: str, start: int, end: int, speaker: bool) -> Iterator[Range]:
+    """Yield the parts of a line that are prose: its text without markers, or its table cells.
 
-
-def _code_block(text: str, lines: list[_Line], at: int, in_list: bool) -> tuple[bool, int]:
-    """Whether a code block starts at line `at`, and the index of the line that is judged next."""
-    if fence := _FENCE.match(text, *lines[at][:2]):
-        mark = fence.group(1) or fence.group(2)
-        for index in range(at + 1, len(lines)):
-            closing = _FENCE_END.match(text, *lines[index][:2])
-            if closing and closing.group(1).startswith(mark):
-                return True, index + 1
-        # A fence that is never closed hides nothing: what follows it is judged.
-        return True, at + 1
-    past, alike = at, 0
-    if not in_list and (at == 0 or lines[at][2]):
-        while past < len(lines) and _INDENTED.match(text, *lines[past][:2]):
-            alike += bool(_CODE_LINE.match(text, *lines[past][:2]))
-            past += 1
-    return alike > 0 and 2 * alike >= past - at, max(past, at + 1)
-
-
-def _has_speakers(text: str, lines: list[_Line]) -> bool:
-    """Whether two lines or more, and a third of all lines, start like `Stefan: hello`."""
-    count = sum(_speaker_end(text, start, end) > start for start, end, _ in lines)
-    return count > 1 and 3 * count >= len(lines)
-
-
-def _speaker_end(text: str, start: int, end: int) -> int:
-    if match := _SPEAKER.match(text, start, end):
-        name = match.group(1)
-        return match.end() if name[0].isupper() and name.lower() not in _NO_NAME else start
-    return start
-
-
-def _cells(text: str, start: int, end: int, speakers: bool) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a line that are prose: its text without markers, or its table cells."""
-    prefix = _PREFIX.match(text, start, end)
-    start, end = _trim(text, prefix.end() if prefix else start, end)
-    if heading := _HEADING.match(text, start, end):
-        start, end = _trim(text, heading.end(), end)
+    `speaker` says whether a name before a colon is that of a speaker, and stays outside.
+    """
+    start, end = unmarked(text, start, end)
+    if heading := HEADING.match(text, start, end):
+        start, end = trim(text, heading.end(), end)
         closing = _HEADING_END.search(text, start, end)
         end = closing.start() if closing else end
     if end - start > 1 and text[start] == "|" == text[end - 1]:
         cell = start + 1
         for pipe in _PIPE.finditer(text, cell, end):
-            yield _trim(text, cell, pipe.start())
+            yield trim(text, cell, pipe.start())
             cell = pipe.end()
         return
     stamped = _STAMPED.match(text, start, end)
@@ -227,29 +166,28 @@ def _cells(text: str, start: int, end: int, speakers: bool) -> Iterator[tuple[in
         start = stamped.end()
     elif role := _ROLE.match(text, start, end):
         start = role.end()
-    elif speakers:
-        start = _speaker_end(text, start, end)
+    elif speaker:
+        start = speaker_end(text, start, end)
     yield start, end
 
 
-def _sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the sentences of one line, without the marks that wrap them."""
-    start, end = _unwrap(text, start, end)
-    begin = judged = start
-    for match in _STOP.finditer(text, start, end):
-        if _ends_sentence(text, begin, end, match):
-            # A piece of pure punctuation is no sentence: it joins what follows it.
-            if _CONTENT.search(text, judged, match.end()):
-                yield _unwrap(text, begin, match.end())
-                begin = match.end()
-            judged = match.end()
-    if _CONTENT.search(text, begin, end):
-        yield _unwrap(text, begin, end)
+def unmarked(text: str, start: int, end: int) -> Range:
+    """A line without the marks of lists and quotes that it begins with."""
+    prefix = _PREFIX.match(text, start, end)
+    return trim(text, prefix.end() if prefix else start, end)
 
 
-def _ends_sentence(text: str, begin: int, end: int, match: re.Match[str]) -> bool:
+def speaker_end(text: str, start: int, end: int) -> int:
+    """Where what is said begins in a line like `Stefan: hello`; `start` where no name is."""
+    if match := _SPEAKER.match(text, start, end):
+        name = match.group(1)
+        return match.end() if name[0].isupper() and name.lower() not in _NO_NAME else start
+    return start
+
+
+def ends_sentence(text: str, begin: int, end: int, match: re.Match[str]) -> bool:
     stop, closers, faces = match.group("stop", "closers", "faces")
-    following = _NEXT.match(text, match.end(), end)
+    following = NEXT.match(text, match.end(), end)
     if following is None:
         return match.end() >= end or stop[-1] in _CJK_STOP
     word = following.group(1)
@@ -257,17 +195,17 @@ def _ends_sentence(text: str, begin: int, end: int, match: re.Match[str]) -> boo
         return False  # "Go away!" he said.
     if stop != "." or faces:
         return True
-    last = _BEFORE.search(text[max(begin, match.start() - 40) : match.start()].rstrip())
-    return last is None or not _is_abbreviation(last.group().lstrip("'‘’"), word)
+    last = BEFORE.search(text[max(begin, match.start() - 40) : match.start()].rstrip())
+    return last is None or not is_abbreviation(last.group().lstrip("'‘’"), word)
 
 
-def _is_abbreviation(last: str, word: str) -> bool:
+def is_abbreviation(last: str, word: str) -> bool:
     """Whether the full stop between `last` and `word` belongs to an abbreviation."""
     low = last.lower()
     if low in _NEVER_LAST or (low in _BEFORE_DIGIT and word[:1].isdigit()):
         return True
     capital = word[:1].isupper()
-    starter = capital and word.lower() in _STARTERS
+    starter = capital and word.lower() in STARTERS
     if last in _BEFORE_CAPITAL:
         return capital and not starter
     if len(last) == 1 and last.isalpha():
@@ -279,18 +217,18 @@ def _is_abbreviation(last: str, word: str) -> bool:
     return bool(_DOTTED.match(last)) and not starter
 
 
-def _unwrap(text: str, start: int, end: int) -> tuple[int, int]:
+def unwrap(text: str, start: int, end: int) -> Range:
     """Leave outside the emphasis, quotation marks and brackets that wrap or half wrap a range."""
-    start, end = _trim(text, start, end)
+    start, end = trim(text, start, end)
     for _ in range(6 if end - start > 1 else 0):
-        inner = _trim(text, *_inner(text, start, end))
-        if inner == (start, end) or not _CONTENT.search(text, *inner):
+        inner = trim(text, *_inner(text, start, end))
+        if inner == (start, end) or not CONTENT.search(text, *inner):
             break
         start, end = inner
     return start, end
 
 
-def _inner(text: str, start: int, end: int) -> tuple[int, int]:
+def _inner(text: str, start: int, end: int) -> Range:
     body = text[start:end]
     first, last = body[0], body[-1]
     for mark in _EMPHASIS:
@@ -313,18 +251,11 @@ def _inner(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-def _pieces(text: str, start: int, end: int, max_chars: int) -> Iterator[tuple[int, int]]:
-    """Yield a sentence in pieces of at most `max_chars` code points."""
-    while end - start > max_chars:
-        limit = start + max_chars
-        cut = _last_end(_CLAUSE, text, start, limit, start + max_chars // 3)
-        cut = cut or _last_end(_SPACES, text, start, limit, start) or _hard_cut(text, start, limit)
-        piece = _trim(text, start, cut)
-        if _CONTENT.search(text, *piece):
-            yield piece
-        start, end = _trim(text, cut, end)
-    if _CONTENT.search(text, start, end):
-        yield start, end
+def cut_before(text: str, start: int, limit: int) -> int:
+    """Where a sentence that is too long is cut, at most at `limit`."""
+    third = start + (limit - start) // 3
+    cut = _last_end(_CLAUSE, text, start, limit, third)
+    return cut or _last_end(_SPACES, text, start, limit, start) or _hard_cut(text, start, limit)
 
 
 def _last_end(pattern: re.Pattern[str], text: str, start: int, limit: int, least: int) -> int:
@@ -342,7 +273,7 @@ def _hard_cut(text: str, start: int, limit: int) -> int:
     return limit
 
 
-def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+def trim(text: str, start: int, end: int) -> Range:
     """Shrink a range to its first and last character that is not white space."""
     if first := _INK.search(text, start, end):
         while text[end - 1].isspace():

@@ -126,7 +126,7 @@ def test_what_is_unsafe_only_in_place_goes_back_to_the_ladder() -> None:
     result = guard(ByteEngine(crowded=True)).moderate("You are an idiot! I met some trash!")
     assert result.action in ("rewrite", "mask")
     assert result.text.count("person") < 2
-    assert all("unsafe_in_place" in edit.reasons for edit in result.edits)
+    assert "unsafe_in_place" in result.edits[0].reasons  # and with it the cause is gone
     assert result.safe
     check(result)
 
@@ -176,7 +176,7 @@ def test_each_attempt_is_reached_when_the_whole_text_refuses_all_of_them() -> No
 def test_a_rewrite_that_is_no_longer_english_is_not_released() -> None:
     result = guard(ByteEngine(fault="foreign"), ladder=("rewrite",)).moderate("You are an idiot.")
     assert result.action == "block"
-    assert "unverified_language" in result.edits[0].reasons
+    assert "rewrite: unverified_language" in result.edits[0].reasons
 
 
 def test_what_the_model_finds_unlikely_is_not_released() -> None:
