@@ -7,6 +7,7 @@ heads for any layer are fitted on them in minutes.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import random
@@ -69,7 +70,7 @@ def fitted(
     trunk = Trunk(model.language.get_base_model().model, max(layers))
     train = [see(trunk, group, layers) for group in tqdm(by_length(items, len, TOKENS, seed))]
     own = by_length(detection.items(corpus.dev["cmd"], prompt, 0, most=1), len, TOKENS, 0)
-    heads = {layer: DetectionHeads(model.heads.config) for layer in layers}
+    heads = {layer: _started(model, layer, settings) for layer in layers}
     optimizers = {
         layer: torch.optim.AdamW(each.parameters(), lr=settings.lr, weight_decay=0.05)
         for layer, each in heads.items()
@@ -101,12 +102,21 @@ def see(trunk: Trunk, items: Sequence[detection.Item], layers: Sequence[int]) ->
     return Seen(batch, {layer: states[layer].to("cpu", torch.bfloat16) for layer in layers})
 
 
+def _started(model: Model, layer: int, settings: Refit) -> DetectionHeads:
+    """Heads to fit: fresh ones, or those of the model where they alone are trained."""
+    if settings.only and layer == model.layer:
+        return copy.deepcopy(model.heads).float().requires_grad_(True)
+    return DetectionHeads(model.heads.config)
+
+
 def _one_step(
     heads: DetectionHeads, seen: Seen, layer: int, optimizer: torch.optim.Optimizer
 ) -> None:
     batch = seen.batch
     with precision(torch.device("cpu")):
-        labels, spans = heads(seen.states[layer].float(), batch.owner, batch.unsafe.shape[1])
+        labels, spans = heads.in_turn(
+            seen.states[layer].float(), batch.owner, batch.unsafe.shape[1]
+        )
     loss = detection.loss(labels, spans, batch)
     (loss.total + loss.spans).backward()
     torch.nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
@@ -119,7 +129,6 @@ def _judge(heads: DetectionHeads, layer: int, seen: Sequence[Seen]) -> Judge:
 
     def judge(batch: detection.Batch) -> tuple[Tensor, Tensor]:
         states = next(waiting).states[layer]
-        labels, spans = heads(states.float(), batch.owner, batch.unsafe.shape[1])
-        return labels, spans
+        return heads.in_turn(states.float(), batch.owner, batch.unsafe.shape[1])
 
     return judge
