@@ -34,8 +34,8 @@ DELETED = 3.0
 rewrites by deletion within -5.0, 14 were read as good; of 27 others within -2.0, 20."""
 
 COARSE = 1.0
-"""How much less likely any rewrite may be where nothing but coarse words is wrong. Of 45 rewrites of
-ParaDetox sources within -3.0, 38 were read as good; of the next 18, 10."""
+"""How much less likely any rewrite may be where nothing but coarse words is wrong. Of 45 rewrites
+of ParaDetox sources within -3.0, 38 were read as good; of the next 18, 10."""
 
 BREAKS = "breaks_structure"
 """The reason why a replacement is refused that does not fit."""
@@ -305,7 +305,7 @@ class Ladder:
         least: float,
         attempt: Attempt,
     ) -> list[tuple[Job, int, str]]:
-        """The proposals that are likely enough; less will do for coarse words, and for deletions."""
+        """The proposals that are likely enough; less will do for coarse words and deletions."""
         cuts: dict[int, list[str]] = {}
         found = []
         for job, rank, text in open_:
