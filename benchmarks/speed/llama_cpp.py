@@ -8,6 +8,7 @@ work, it chooses greedily at every step and is then given the token that the oth
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ class LlamaCpp:
         self._model: Any = Llama(
             str(path), n_ctx=SEEN, n_threads=threads, n_threads_batch=threads, verbose=False
         )
+        atexit.register(self._model.close)  # later, what it needs for that is gone
         self._truth = truth
         self._known: dict[Request, Continuation] = {}
 
