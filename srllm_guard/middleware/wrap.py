@@ -228,8 +228,8 @@ def _pieces(after: Side | None, items: Iterator[Any]) -> Generator[Any, Any, Any
 async def _apieces(after: Side | None, items: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
     """`_pieces` of an async stream, without blocking the event loop."""
     if after is None:
-        async for item in _asource(items):
-            yield item[0]
+        async for (only,) in _asource(items):
+            yield only
         return
     pieces = after.pieces()
     error: Exception | None = None
