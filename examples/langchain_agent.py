@@ -40,7 +40,7 @@ def main() -> None:
     # Any chat model goes here; this one needs no network. It is asked three times.
     llm = Scripted(messages=iter([*answers, answers[-1]]))
     guard = Guard()
-    agent = create_agent(llm, [reviews], middleware=[GuardMiddleware(guard, tools=True)])
+    agent: Any = create_agent(llm, [reviews], middleware=[GuardMiddleware(guard, tools=True)])
     asked: Any = {"messages": [HumanMessage("How is the Harbour Inn?")]}
 
     for message in agent.invoke(asked)["messages"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def asked(text: str = "Hello, you idiot.") -> Any:
 
 def test_history_holds_what_was_released(guard: Guard) -> None:
     model = script()
-    runs = (
+    runs: tuple[Callable[[Any], Any], ...] = (
         lambda agent: agent.invoke(asked()),
         lambda agent: asyncio.run(agent.ainvoke(asked())),
     )
@@ -181,18 +182,26 @@ def test_structured_responses_are_guarded(guard: Guard) -> None:
     assert "idiot" not in str(done)
 
 
+def rude() -> ScriptedModel:
+    return ScriptedModel(answers=[AIMessage("You stupid man.")])
+
+
 def test_middleware_behind_cannot_slip_anything_into_the_history(guard: Guard) -> None:
     @wrap_model_call
     def exchange(request: Any, handler: Any) -> Any:
-        return handler(request.override(model=script()))
+        return handler(request.override(model=rude()))
 
     @wrap_model_call
     def outside(request: Any, handler: Any) -> Any:
         handler(request)
         return AIMessage("You stupid man.", id="o1")
 
-    for middleware in ([GuardMiddleware(guard), exchange], [outside, GuardMiddleware(guard)]):
-        done = create_agent(script(), [], middleware=middleware).invoke(asked())
+    lists: list[list[Any]] = [
+        [GuardMiddleware(guard), exchange],
+        [outside, GuardMiddleware(guard)],
+    ]
+    for middleware in lists:
+        done = create_agent(rude(), [], middleware=middleware).invoke(asked())
         assert not any(word in str(done["messages"]).lower() for word in UNSAFE)
 
     @wrap_model_call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.outputs import ChatGenerationChunk
-from langchain_core.runnables import ConfigurableField, RunnableLambda
+from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
 from pydantic import BaseModel
 
 from srllm_guard import Blocked, Guard, Policy
@@ -47,14 +47,15 @@ def total(chunks: list[Any]) -> Any:
 
 
 def test_both_directions_of_every_call(guard: Guard) -> None:
-    for call in (
+    calls: tuple[Callable[[Any], Any], ...] = (
         lambda model: model.invoke(UNSAFE),
         lambda model: asyncio.run(model.ainvoke(UNSAFE)),
         lambda model: model.batch([UNSAFE])[0],
         lambda model: asyncio.run(model.abatch([UNSAFE]))[0],
         lambda model: total(list(model.stream(UNSAFE))),
         lambda model: total(astream(model, UNSAFE)),
-    ):
+    )
+    for call in calls:
         inner = answering()
         done = call(guard.guard_model(inner))
         assert done.content == SAFE
@@ -125,7 +126,9 @@ def test_structured_output(guard: Guard) -> None:
 
 
 def test_retries_and_fallbacks_around_and_within(blocking: Guard, guard: Guard) -> None:
-    other = RunnableLambda(lambda _: AIMessage("Let us talk of something else."))
+    other: Runnable[Any, Any] = RunnableLambda(
+        lambda _: AIMessage("Let us talk of something else.")
+    )
     safe = blocking.guard_model(answering()).with_fallbacks([other])
     assert safe.invoke("Hi.").content == "Let us talk of something else."
     assert asyncio.run(safe.ainvoke("Hi.")).content == "Let us talk of something else."
@@ -154,7 +157,7 @@ class Recorder(BaseCallbackHandler):
     def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
         self.names.append("start")
 
-    def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
+    def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
         self.tokens.append(token)
 
     def on_llm_end(self, response: Any, **kwargs: Any) -> None:

@@ -48,7 +48,7 @@ def test_anthropic_thinks_signs_says_and_calls(guard: Guard) -> None:
         assert isinstance(part, dict)
         args = part.get("partial_json", "")
         first = {"name": "send", "id": "t"} if n == 0 else {"name": None, "id": None}
-        chunk.tool_call_chunks = [tool_call_chunk(args=args, index=2, **first)]  # type: ignore[arg-type]
+        chunk.tool_call_chunks = [tool_call_chunk(args=args, index=2, **first)]
     done = shown(guard, chunks)
     assert not any(word in str(done) for word in ("idiot", "lazy"))
     whole = total(done)
@@ -127,6 +127,7 @@ def test_calls_are_held_until_they_are_whole_and_stay_if_safe(guard: Guard) -> N
         chunk = tool_call_chunk(name=name, args=piece, id=name, index=0)
         assert not stream.feed(AIMessageChunk(content="", tool_call_chunks=[chunk], id="1"))
     (done,) = stream.close()
+    assert isinstance(done, AIMessageChunk)
     assert done.tool_call_chunks == [tool_call_chunk(name="look", args=args, id="look", index=0)]
     assert done.tool_calls[0]["args"] == {"city": "Rome"}
 

@@ -65,7 +65,7 @@ def test_what_is_said_to_the_base_model_is_safe_and_its_answer_is_judged(
 
 def test_an_agent_keeps_what_was_released(real_guard: Guard) -> None:
     llm = GenericFakeChatModel(messages=iter([AIMessage(ANSWER)] * 2))
-    agent = create_agent(llm, [], middleware=[GuardMiddleware(real_guard)])
+    agent: Any = create_agent(llm, [], middleware=[GuardMiddleware(real_guard)])
     asked: Any = {"messages": [HumanMessage(INSULT)]}
     first, last = agent.invoke(asked)["messages"]
     assert "moron" not in first.content

@@ -21,7 +21,7 @@ from langchain_core.messages import (
 )
 from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
-from langchain_core.runnables import ConfigurableField, RunnableLambda
+from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
 
 from srllm_guard import Blocked, Guard, Policy
 from srllm_guard.results import Moderation
@@ -82,7 +82,7 @@ def test_safe_values_are_the_same_object(guard: Guard, value: Any) -> None:
 def test_instructions_of_the_application_stay(guard: Guard) -> None:
     messages = [
         SystemMessage("Never say idiot."),
-        ChatMessage("Never say idiot.", role="developer"),
+        ChatMessage(content="Never say idiot.", role="developer"),
         HumanMessage(UNSAFE, id="7"),
         ToolMessage(UNSAFE, tool_call_id="1", artifact={"raw": UNSAFE}),
     ]
@@ -208,7 +208,7 @@ def test_blocked_reaches_retries_and_fallbacks(blocking: Guard) -> None:
         runnable.invoke(UNSAFE, {"callbacks": [recorder]})
     assert "idiot" not in repr(caught.value)
     assert recorder.events[-1] == ("error", caught.value)
-    fallback = RunnableLambda(lambda text: "Let us talk about something else.")
+    fallback: Runnable[Any, Any] = RunnableLambda(lambda text: "Let us talk about something else.")
     safe = runnable.with_fallbacks([fallback], exceptions_to_handle=(Blocked,))
     assert safe.invoke(UNSAFE) == "Let us talk about something else."
     assert asyncio.run(safe.ainvoke(UNSAFE)) == "Let us talk about something else."
@@ -226,9 +226,9 @@ def test_the_message_of_the_policy_takes_the_place(guard: Guard) -> None:
 def test_a_policy_can_be_chosen_at_run_time(guard: Guard) -> None:
     runnable = guard.as_runnable().configurable_fields(policy=ConfigurableField(id="policy"))
     assert runnable.invoke(UNSAFE) == SAFE
-    watch = {"configurable": {"policy": Policy(mode="observe")}}
+    watch: Any = {"configurable": {"policy": Policy(mode="observe")}}
     assert runnable.invoke(UNSAFE, watch) == UNSAFE
-    plain = {"configurable": {"policy": {"ladder": ["block"], "block_message": "No."}}}
+    plain: Any = {"configurable": {"policy": {"ladder": ["block"], "block_message": "No."}}}
     assert runnable.invoke(UNSAFE, plain) == "No."
     assert runnable.config_schema().model_json_schema()
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware.types import (
     AgentMiddleware,
@@ -44,7 +44,7 @@ class GuardState(AgentState[Any]):
     """Digests of the messages in the history that were moderated; nobody sets them from outside."""
 
 
-class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
+class GuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     """Moderates the messages of an agent; its history and its streams hold what was released.
 
     Args:
@@ -62,7 +62,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         Blocked: a text was withheld, and the policy says `on_block="raise"`.
     """
 
-    state_schema = GuardState
+    state_schema: type[AgentState[Any]] = GuardState
 
     def __init__(
         self,
@@ -79,13 +79,13 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         if self._tools is not None:
             self.transformers = (partial(ToolEvents, guard=self._tools),)
 
-    def before_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+    def before_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Moderate what users said and was not moderated yet."""
         del runtime
         said = (each for each in state["messages"] if isinstance(each, HumanMessage))
         return _settled(self._inputs, said, state)
 
-    def after_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+    def after_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Moderate what another middleware made of the answer."""
         del runtime
         last = next(
@@ -115,12 +115,14 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         return result if self._tools is None else _returned(self._tools, result)
 
     async def abefore_model(
-        self, state: GuardState, runtime: Runtime[Any]
+        self, state: AgentState[Any], runtime: Runtime[Any]
     ) -> dict[str, Any] | None:
         """`before_model` without blocking the event loop."""
         return await asyncio.to_thread(self.before_model, state, runtime)
 
-    async def aafter_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+    async def aafter_model(
+        self, state: AgentState[Any], runtime: Runtime[Any]
+    ) -> dict[str, Any] | None:
         """`after_model` without blocking the event loop."""
         return await asyncio.to_thread(self.after_model, state, runtime)
 
@@ -149,12 +151,13 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
 
 
 def _settled(
-    guard: Guard | None, messages: Iterable[BaseMessage], state: GuardState
+    guard: Guard | None, messages: Iterable[BaseMessage], state: AgentState[Any]
 ) -> dict[str, Any] | None:
     """The update of the state after messages were moderated that had not been yet."""
     if guard is None:
         return None
-    ledger = Ledger(guard.policy.hash, state.get("srllm_guard_released", ()))
+    released = cast("GuardState", state).get("srllm_guard_released", ())
+    ledger = Ledger(guard.policy.hash, released)
     todo = [message for message in messages if message not in ledger]
     if not todo:
         return None

@@ -61,5 +61,6 @@ class Answer:
         if self._json:
             (result,) = moderate_texts(self._guard, [self._held])
             return self._guard.released(result)
-        shown = self._stream.feed(self._held)
-        return shown + self._stream.close()
+        shown = self._stream.feed(self._held) + self._stream.close()
+        self._stream.close()  # where the end was withheld, that is raised rather than told later
+        return shown

@@ -25,7 +25,7 @@ class ValueStream:
 
     def __init__(self, guard: Guard, key: str | None = None) -> None:
         self._guard = guard
-        self._key = key
+        self._key = key or ""
         self._inner = None if key is None else ValueStream(guard)
         self._current: Answer | MessageStream | None = None
         self._kind: type[BaseMessageChunk] | None = None
