@@ -241,7 +241,7 @@ def stream(guard: Guard, chunks: Iterable[str]) -> Generator[str, None, None]:
                 break
             if shown := text.flush() if piece is None else text.feed(piece):
                 yield shown
-    if shown := text.close():
+    while shown := text.close():  # asked until it is empty, or raises what was found at the end
         yield shown
 
 
@@ -264,7 +264,7 @@ async def astream(guard: Guard, chunks: AsyncIterable[str]) -> AsyncGenerator[st
                 shown = await asyncio.to_thread(text.feed, piece)
             if shown:
                 yield shown
-    if shown := await asyncio.to_thread(text.close):
+    while shown := await asyncio.to_thread(text.close):
         yield shown
 
 
