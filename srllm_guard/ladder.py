@@ -15,9 +15,10 @@ from srllm_guard.language import language
 from srllm_guard.policy import Policy
 from srllm_guard.prompt import Prompt, Range, left_context
 from srllm_guard.results import Span
+from srllm_guard.text.protect import unprotected
 from srllm_guard.text.segments import Segment
 from srllm_guard.trim import trims
-from srllm_guard.verify import closeness, faults, omission_faults, unprotected
+from srllm_guard.verify import closeness, faults, omission_faults
 
 Outcome = Literal["rewrite", "mask"]
 Flags = Callable[[str, Sequence[Verdict]], list[bool]]

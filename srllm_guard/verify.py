@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from srllm_guard.policy import Policy
 from srllm_guard.prompt import Range
 from srllm_guard.results import Span
-from srllm_guard.text.protect import missing, protected
+from srllm_guard.text.protect import missing, unprotected
 from srllm_guard.text.segments import segments
 
 MOST_NEW = 4
@@ -23,6 +23,9 @@ of 890 rewrites by people (APPDIA, ParaDetox, our own records) needs more than 3
 
 SENTENCE = 6
 """Words from which a source is no fragment; a rewrite of it has all but two of so many."""
+
+ALIKE = 0.55
+"""Two words are taken for forms of one from this share of letters in common."""
 
 _META = re.compile(
     r"^\W*(?:here(?:'s| is| are)\b.{0,40}\b(?:rewrit|rephras|revis|version|text|variation)"
@@ -103,8 +106,8 @@ def faults(
     Returns:
         Short reasons: "empty", "unchanged", "meta_talk", "length", "kept_phrase", "kept_claim",
         "lost_<kind>", "lost_name", "invented_number", "invented_name", "invented_reason",
-        "invented_content", "negation_lost", "negation_added", "compares_groups",
-        "repeats_context", "garbled", "fragment".
+        "invented_content", "swapped", "negation_lost", "negation_added",
+        "compares_groups", "repeats_context", "garbled", "fragment".
     """
     if not rewrite.strip():
         return ("empty",)
@@ -129,6 +132,7 @@ def faults(
         # A small model explains what it cannot know: no reason that was not given before.
         "invented_reason": _REASON.search(rewrite) and not _ANY_REASON.search(source),
         "invented_content": len(new) > MOST_NEW + _flagged(source, marks),
+        "swapped": _swaps(source, rewrite, marks),
         "compares_groups": _COMPARISON.search(rewrite),
         "repeats_context": _repeats(source, rewrite, context),
     }
@@ -275,6 +279,30 @@ def _negation(source: str, rewrite: str, marks: Sequence[Range]) -> list[str]:
     return []
 
 
+def _swaps(source: str, rewrite: str, marks: Sequence[Range]) -> bool:
+    """Whether a word that says something, away from what is unsafe, became quite another one.
+
+    "They close at 9" must not become "They open at 9".
+    """
+    left, right = list(_WORD.finditer(source)), [_stem(word) for word in _words(rewrite)]
+    words = [_stem(m.group()) for m in left]
+    for tag, i, j, k, m in SequenceMatcher(None, words, right, autojunk=False).get_opcodes():
+        beside = left[max(0, i - 1) : j + 1]
+        if tag != "replace" or any(_overlaps((w.start(), w.end()), marks) for w in beside):
+            continue
+        gone, come = (
+            {word for word in part if len(word) > 2} - _FUNCTION
+            for part in (words[i:j], right[k:m])
+        )
+        if (
+            gone
+            and come
+            and not any(SequenceMatcher(None, a, b).ratio() > ALIKE for a in gone for b in come)
+        ):
+            return True
+    return False
+
+
 def _flips_the_writer(source: str, rewrite: str, marks: Sequence[Range]) -> bool:
     """Whether a "not" that went with an unsafe phrase turns the writer's wish into its opposite.
 
@@ -303,28 +331,3 @@ def _negations(words: Sequence[str]) -> int:
 
 def _overlaps(where: Range, marks: Sequence[Range]) -> bool:
     return any(start < where[1] and where[0] < end for start, end in marks)
-
-
-def unprotected(text: str, spans: Sequence[Span], policy: Policy) -> list[Range]:
-    """The unsafe phrases without the protected parts in them, sorted: what a mask may cover."""
-    guarded = [
-        (part.start, part.end) for part in protected(text, quotations=policy.protect_quotations)
-    ]
-    found: list[Range] = []
-    for span in spans:
-        pieces = [(span.start, span.end)]
-        for start, end in guarded:
-            pieces = [
-                piece
-                for first, last in pieces
-                for piece in ((first, min(last, start)), (max(first, end), last))
-                if piece[0] < piece[1]
-            ]
-        found += [_tight(text, piece) for piece in pieces if text[slice(*piece)].strip()]
-    return sorted(set(found))
-
-
-def _tight(text: str, where: Range) -> Range:
-    start, end = where
-    inner = text[start:end]
-    return start + len(inner) - len(inner.lstrip()), start + len(inner.rstrip())

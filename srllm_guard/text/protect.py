@@ -19,7 +19,11 @@ from srllm_guard.text.segments import segments
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Kind", "Protected", "missing", "protected"]
+    from srllm_guard.policy import Policy
+    from srllm_guard.prompt import Range
+    from srllm_guard.results import Span
+
+__all__ = ["Kind", "Protected", "missing", "protected", "unprotected"]
 
 Kind = Literal[
     "code", "url", "email", "path", "date", "number", "mention", "hashtag", "placeholder",
@@ -254,3 +258,28 @@ def _is_path(token: str) -> bool:
     if token.startswith(("~/", "./", "../")):
         return bool(steps[1:])
     return token.startswith("/") and not token.startswith("//") and len(steps) > 1
+
+
+def unprotected(text: str, spans: Sequence[Span], policy: Policy) -> list[Range]:
+    """The unsafe phrases without the protected parts in them, sorted: what a mask may cover."""
+    guarded = [
+        (part.start, part.end) for part in protected(text, quotations=policy.protect_quotations)
+    ]
+    found: list[Range] = []
+    for span in spans:
+        pieces = [(span.start, span.end)]
+        for start, end in guarded:
+            pieces = [
+                piece
+                for first, last in pieces
+                for piece in ((first, min(last, start)), (max(first, end), last))
+                if piece[0] < piece[1]
+            ]
+        found += [_tight(text, piece) for piece in pieces if text[slice(*piece)].strip()]
+    return sorted(set(found))
+
+
+def _tight(text: str, where: Range) -> Range:
+    start, end = where
+    inner = text[start:end]
+    return start + len(inner) - len(inner.lstrip()), start + len(inner.rstrip())

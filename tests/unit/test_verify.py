@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from srllm_guard import Policy, Span
-from srllm_guard.verify import closeness, faults, unprotected
+from srllm_guard.text.protect import unprotected
+from srllm_guard.verify import closeness, faults
 
 POLICY = Policy()
 
@@ -293,6 +294,33 @@ def test_a_story_from_nowhere() -> None:
 def test_negation(source: str, phrase: str, rewrite: str, wrong: str | None) -> None:
     negations = {fault for fault in found(source, rewrite, phrase) if "negation" in fault}
     assert negations == ({wrong} if wrong else set())
+
+
+@pytest.mark.parametrize(
+    ("source", "phrase", "rewrite", "wrong"),
+    [
+        ("What a bunch of morons, they close at 9.", "morons", "They open at 9.", True),
+        (
+            "Go home early, you idiot, and lock up.",
+            "you idiot",
+            "Stay home early, and lock up.",
+            True,
+        ),
+        (
+            "Go home early, you idiot, and lock up.",
+            "you idiot",
+            "Go home early, and lock up.",
+            False,
+        ),
+        ("The trains run late, you moron.", "you moron", "The train ran late.", False),
+        ("Why is the map so stupid and wrong?", "so stupid", "Why is the map wrong?", False),
+        ("This stupid plan fails.", "stupid", "This weak plan fails.", False),
+    ],
+)
+def test_a_word_away_from_the_unsafe_ones_becomes_no_other(
+    source: str, phrase: str, rewrite: str, wrong: bool
+) -> None:
+    assert ("swapped" in found(source, rewrite, phrase)) is wrong
 
 
 @pytest.mark.parametrize(
