@@ -93,9 +93,6 @@ class Refit:
     """The layer whose states they read."""
     epochs: int = 5
     lr: float = 1e-3
-    only: bool = False
-    """Whether nothing else is trained: the adapter stays, and the heads go on from where they
-    are."""
     authored_turns: int = 2
     """How often an epoch has the authored records, each time in other groupings."""
     detection: dict[str, int] = field(default_factory=dict)

@@ -7,7 +7,6 @@ heads for any layer are fitted on them in minutes.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import random
@@ -70,7 +69,7 @@ def fitted(
     trunk = Trunk(model.language.get_base_model().model, max(layers))
     train = [see(trunk, group, layers) for group in tqdm(by_length(items, len, TOKENS, seed))]
     own = by_length(detection.items(corpus.dev["cmd"], prompt, 0, most=1), len, TOKENS, 0)
-    heads = {layer: _started(model, layer, settings) for layer in layers}
+    heads = {layer: DetectionHeads(model.heads.config) for layer in layers}
     optimizers = {
         layer: torch.optim.AdamW(each.parameters(), lr=settings.lr, weight_decay=0.05)
         for layer, each in heads.items()
@@ -100,13 +99,6 @@ def see(trunk: Trunk, items: Sequence[detection.Item], layers: Sequence[int]) ->
             input_ids=batch.ids.to(device), use_cache=False, output_hidden_states=True
         ).hidden_states
     return Seen(batch, {layer: states[layer].to("cpu", torch.bfloat16) for layer in layers})
-
-
-def _started(model: Model, layer: int, settings: Refit) -> DetectionHeads:
-    """Heads to fit: fresh ones, or those of the model where they alone are trained."""
-    if settings.only and layer == model.layer:
-        return copy.deepcopy(model.heads).float().requires_grad_(True)
-    return DetectionHeads(model.heads.config)
 
 
 def _one_step(

@@ -100,16 +100,15 @@ def run(
         model.freeze_detection()
     if config.data.deletions:
         found.deletions.extend(deletions(config, start, weights, prompt, found, out))
-    if config.refit is None or not config.refit.only:
-        team = Team.join()
-        history = finetune.train(model, found, prompt, config, out, team)
-        team.leave()
-        if not team.leads:
-            return out / "bundle"
-        loss_curves(history, out / "loss.png", out / "loss.json")
+    team = Team.join()
+    history = finetune.train(model, found, prompt, config, out, team)
+    team.leave()
+    if not team.leads:
+        return out / "bundle"
+    loss_curves(history, out / "loss.png", out / "loss.json")
     if config.refit is not None:
         model = refit(model, found, prompt, config, config.refit)
-    if first is not None and config.training.rewriting_only and config.refit is None:
+    if first is not None and config.training.rewriting_only:
         # What is detected did not change, so neither does what was fitted on it.
         calibration = replace(first.manifest.calibration, likelihood=config.likelihood)
         metrics = dict(first.manifest.metrics["dev"])
