@@ -8,8 +8,20 @@ from typing import Any
 
 import pytest
 
+from tests.middleware.server import Answer, chat, response_events, serving
+
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+
+ANSWERS: dict[str, Answer] = {
+    "chat__completions": lambda body: chat(
+        "The report is due on Friday at noon. Ask your boss, that stupid idiot."
+    ),
+    "responses": lambda body: response_events(
+        "The invoice goes out on Monday. Nobody needs your dumb questions about it."
+    ),
+}
+"""What the server says that the example of a client asks."""
 
 
 def test_there_are_examples() -> None:
@@ -20,5 +32,8 @@ def test_there_are_examples() -> None:
 def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "readme"}
-    for block in BLOCKS:
-        exec(compile(block, "README.md", "exec"), names)
+    with serving(**ANSWERS) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        for block in BLOCKS:
+            exec(compile(block, "README.md", "exec"), names)
