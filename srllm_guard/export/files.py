@@ -14,8 +14,14 @@ from srllm_guard.models.exported import WEIGHTS
 LARGE = 1024
 """Bytes from which a weight is not kept in its graph."""
 
+MAPPED = 2**20
+"""Bytes from which a weight begins at a multiple of `PAGE`."""
+
 PAGE = 65_536
-"""Weights begin at multiples of this, so that any system can map them into memory."""
+"""A multiple of what any system maps files into memory by."""
+
+LINE = 64
+"""Weights below `MAPPED` begin at multiples of this: no value lies across two cache lines."""
 
 
 def store(folder: Path, models: Mapping[str, ModelProto]) -> None:
@@ -36,7 +42,8 @@ def store(folder: Path, models: Mapping[str, ModelProto]) -> None:
                     continue
                 key = hashlib.sha256(content).digest()
                 if key not in places:
-                    file.write(b"\0" * (-file.tell() % PAGE))
+                    step = PAGE if len(content) >= MAPPED else LINE
+                    file.write(b"\0" * (-file.tell() % step))
                     places[key] = file.tell(), len(content)
                     file.write(content)
                 offset, length = places[key]

@@ -78,7 +78,7 @@ def test_an_environment_with_the_onnx_extra_only(
     exported: Path, guard: Guard, tmp_path: Path
 ) -> None:
     venv.create(tmp_path / "env", with_pip=True)
-    python = next(tmp_path.glob("env/*/python*"))
+    python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
     install = [str(python), "-m", "pip", "install", "-q", f"{ROOT}[onnx]"]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -192,9 +192,9 @@ def test_each_precision_has_bounds_that_grow() -> None:
         accept(Parity(1, 0.1, 0.1, float("nan"), 9), Bounds(0.1, 1.0))
 
 
-def test_four_bits_keep_what_eight_levels_a_side_can() -> None:
+def test_four_bits_keep_each_block_within_half_a_step() -> None:
     pytest.importorskip("onnx")
-    from srllm_guard.export.precision import _blocks, _levels
+    from srllm_guard.export.precision import _blocks
 
     weight = np.random.default_rng(0).normal(size=(5, 96)).astype(np.float32)
     values, scales, zeros = _blocks(weight)
@@ -204,6 +204,39 @@ def test_four_bits_keep_what_eight_levels_a_side_can() -> None:
     middle = np.stack((zeros & 15, zeros >> 4), -1).reshape(5, 4)[:, :3]
     back = ((levels - middle[..., None]) * scales[..., None]).reshape(5, 96)
     assert np.abs(back - weight).max() <= scales.max() * 0.51
-    whole, rows = _levels(weight, 63)
-    assert np.abs(whole).max() == 63
-    assert np.abs(whole * rows[:, None] - weight).max() <= rows.max() * 0.51
+
+
+def test_eight_bits_keep_each_row_within_half_a_step() -> None:
+    pytest.importorskip("onnx")
+    from srllm_guard.export.precision import _levels
+
+    weight = np.random.default_rng(0).normal(size=(5, 96)).astype(np.float32)
+    weight[2] *= 1000
+    weight[3] = 0
+    values, scales = _levels(weight)
+    assert (values.dtype, values.shape, scales.shape) == (np.uint8, (5, 96), (5,))
+    back = (values.astype(np.float64) - 128) * scales[:, None]
+    steps = np.abs(weight).max(1, keepdims=True) / 127
+    assert (np.abs(back - weight) <= steps * 0.51).all()
+
+
+def test_only_large_weights_begin_on_pages(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    from onnx import GraphProto, ModelProto, load_model, numpy_helper
+
+    from srllm_guard.export.files import store
+
+    rng = np.random.default_rng(0)
+    sizes = {"small": 500, "large": 2**18, "odd": 501, "again": 500, "inside": 3}
+    weights = {name: rng.random(size, np.float32) for name, size in sizes.items()}
+    weights["again"] = weights["small"]
+    held = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    store(tmp_path, {"graph.onnx": ModelProto(ir_version=8, graph=GraphProto(initializer=held))})
+    stored = load_model(tmp_path / "graph.onnx", load_external_data=False).graph.initializer
+    places = [
+        next((int(each.value) for each in tensor.external_data if each.key == "offset"), None)
+        for tensor in stored
+    ]
+    assert places == [0, 65_536, 65_536 + 2**20, 0, None]
+    for tensor in load_model(tmp_path / "graph.onnx").graph.initializer:
+        assert np.array_equal(numpy_helper.to_array(tensor), weights[tensor.name])
