@@ -97,7 +97,10 @@ def record_detections(texts: Sequence[str], found: Sequence[Detection], span: Sp
     if instruments is None or span is None or not found:
         return
     for each in found:
-        attributes = {"srllm_guard.verb": "detect", "srllm_guard.unsafe": each.unsafe}
+        attributes: dict[str, str | bool] = {
+            "srllm_guard.verb": "detect",
+            "srllm_guard.unsafe": each.unsafe,
+        }
         instruments.texts.add(1, attributes)
         instruments.score.record(each.score, attributes)
     if span.is_recording():
@@ -127,7 +130,7 @@ def _record_stream(result: Moderation, instruments: _Instruments) -> None:
 
 def _count(verb: str, results: Sequence[Moderation], instruments: _Instruments) -> None:
     for result in results:
-        attributes = {
+        attributes: dict[str, str | bool] = {
             "srllm_guard.verb": verb,
             "srllm_guard.action": result.action,
             "srllm_guard.unsafe": result.before.unsafe,

@@ -24,7 +24,7 @@ from srllm_guard.engines.base import (
     check_asked,
 )
 from srllm_guard.engines.loop import Feed, decode
-from srllm_guard.engines.onnx_session import Row, Sessions, ort
+from srllm_guard.engines.onnx_session import VERSION, Row, Sessions
 from srllm_guard.labels import CATEGORIES, N_LOGITS
 from srllm_guard.models.exported import Exported
 
@@ -101,7 +101,7 @@ class OnnxEngine:
     def info(self) -> dict[str, Any]:
         """See `Engine.info`."""
         return {
-            "onnxruntime": ort.__version__,
+            "onnxruntime": VERSION,
             "providers": self._sessions.providers,
             "threads": self._sessions.threads,
             "precision": self._sessions.exported.precision,

@@ -23,6 +23,9 @@ try:
 except ImportError as error:
     raise MissingExtra(extra="onnx", needed_for="the ONNX engine") from error
 
+VERSION: str = ort.__version__
+"""Of ONNX Runtime."""
+
 IDS = "input_ids"
 """Input `[1, T]`, int64."""
 SEEN = "seen"
@@ -179,7 +182,9 @@ class Row:
             # Zeros, though what was not written is not read: the system hands them out untouched.
             self._arrays = np.zeros(shape, sessions.dtype)
         self._lower = self._bind(sessions.lower, range(below), shape)
-        self._upper = self._bind(sessions.upper, range(below, layers), shape) if whole else None
+        self._upper: Any = None
+        if whole:
+            self._upper = self._bind(sessions.upper, range(below, layers), shape)
 
     def _bind(self, session: Any, layers: range, shape: tuple[int, ...]) -> Any:
         binding = session.io_binding()

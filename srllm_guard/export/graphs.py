@@ -88,7 +88,8 @@ class Decoder:
         return self._part("upper", inputs, [logits], range(layers, self._layers))
 
     def _after(self, layers: int) -> str:
-        return self._last(f"/model/layers.{layers - 1}/Add_1").output[0]
+        name: str = self._last(f"/model/layers.{layers - 1}/Add_1").output[0]
+        return name
 
     def _places(self) -> list[NodeProto]:
         return [_value(SEEN, TensorProto.INT32, (1,)), _value(LENGTH, TensorProto.INT32, ())]
@@ -179,10 +180,12 @@ class Decoder:
                 f"The exported graph has no operation {prefix!r}.",
                 hint='Install the versions of the extra: pip install "srllm-guard[export]".',
             )
-        return found[-1]
+        last: NodeProto = found[-1]
+        return last
 
     def _initializer(self, name: str) -> TensorProto:
-        return next(each for each in self._graph.initializer if each.name == name)
+        found: TensorProto = next(e for e in self._graph.initializer if e.name == name)
+        return found
 
 
 def extract(

@@ -109,9 +109,9 @@ class _Rewriter:
         self._nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
         return output
 
-    def constant(self, name: str, values: Array) -> str:
+    def constant(self, name: str, values: Array | np.generic) -> str:
         """Hold an array under a name, which is returned."""
-        self._added[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        self._added[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
         return name
 
 

@@ -199,7 +199,7 @@ def test_settings_that_make_no_sense_are_refused(exported: Exported) -> None:
 
 
 def test_cuda_that_is_not_there_says_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_session.ort, "get_available_providers", lambda: [CPU])
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CPU])
     assert choose("auto", "fp16") == ("cpu", 0)
     with pytest.raises(ConfigError, match=f"has {CPU}") as caught:
         choose("cuda", "fp16")
@@ -211,8 +211,8 @@ def test_cuda_that_is_not_there_says_what_is(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_cuda_that_is_there_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_session.ort, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(onnx_session.ort, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None, raising=False)
     assert choose("auto", "fp16") == choose("cuda", "fp16") == ("cuda", 0)
     assert choose("cuda:1", "fp16") == ("cuda", 1)
     assert choose("auto", "int8") == choose("cpu", "fp16") == ("cpu", 0)
