@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from openai.types.chat import ChatCompletion
@@ -42,7 +42,7 @@ def test_an_unsafe_answer_comes_back_rewritten_and_safe(guard: Guard) -> None:
 
 def test_an_object_around_the_answer_stays(guard: Guard) -> None:
     safe, unsafe = completion(SAFE), completion(UNSAFE)
-    wrapped = guard.wrap(lambda completion: completion)
+    wrapped: Callable[[ChatCompletion], ChatCompletion] = guard.wrap(lambda completion: completion)
     assert wrapped(safe) is safe
     found = wrapped(unsafe)
     assert found.choices[0].message.content == guard.rewrite(UNSAFE)

@@ -214,7 +214,8 @@ def test_eight_bits_keep_each_row_within_half_a_step() -> None:
     weight[2] *= 1000
     weight[3] = 0
     values, scales = _levels(weight)
-    assert (values.dtype, values.shape, scales.shape) == (np.uint8, (5, 96), (5,))
+    assert values.dtype == np.uint8
+    assert (values.shape, scales.shape) == ((5, 96), (5,))
     back = (values.astype(np.float64) - 128) * scales[:, None]
     steps = np.abs(weight).max(1, keepdims=True) / 127
     assert (np.abs(back - weight) <= steps * 0.51).all()

@@ -36,8 +36,10 @@ def test_what_a_function_returns_is_guarded_and_what_it_takes_is_not(byte_guard:
 
 
 def test_inputs_are_guarded_where_that_is_said(byte_guard: Guard) -> None:
-    echo = byte_guard.wrap(lambda *args, **kwargs: (args, kwargs), inputs=True, outputs=False)
-    messages = [
+    echo: Callable[..., Any] = byte_guard.wrap(
+        lambda *args, **kwargs: (args, kwargs), inputs=True, outputs=False
+    )
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Never say idiot."},
         {"role": "assistant", "content": "No, idiot."},
         {"role": "user", "content": "You idiot.", "name": "idiot"},
@@ -56,7 +58,7 @@ def test_inputs_are_guarded_where_that_is_said(byte_guard: Guard) -> None:
 
 
 def test_each_direction_may_have_its_own_policy(byte_guard: Guard) -> None:
-    both = byte_guard.wrap(
+    both: Callable[..., Any] = byte_guard.wrap(
         lambda text: text + " idiot", inputs=NEVER, outputs=Policy(mode="observe")
     )
     assert both("You idiot.") == "[withheld] idiot"
@@ -70,7 +72,7 @@ def test_safe_values_are_the_very_same_objects(byte_guard: Guard) -> None:
         more: list[Any]
 
     value = Answer("Fine.", [{"role": "user", "content": "Fine."}, 3, None])
-    echo = byte_guard.wrap(lambda value: value, inputs=True)
+    echo: Callable[..., Any] = byte_guard.wrap(lambda value: value, inputs=True)
     assert echo(value) is value
     assert echo(value=value) is value
 
@@ -80,7 +82,9 @@ def test_all_texts_of_a_call_are_one_batch() -> None:
     batches = []
     detect = engine.detect
     engine.detect = lambda windows: batches.append(len(windows)) or detect(windows)  # type: ignore
-    wrapped = guard(engine).wrap(lambda: ["One fine day.", ("Two fine days.", "Three fine days.")])
+    wrapped: Callable[..., Any] = guard(engine).wrap(
+        lambda: ["One fine day.", ("Two fine days.", "Three fine days.")]
+    )
     wrapped()
     assert len(batches) == 1
 
@@ -91,11 +95,14 @@ def test_tool_calls_of_an_answer_are_guarded(byte_guard: Guard) -> None:
         "type": "function",
         "function": {"name": "say", "arguments": '{"text": "You idiot, go"}'},
     }
-    answer = byte_guard.wrap(lambda: {"role": "assistant", "content": None, "tool_calls": [call]})()
+    message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
+    answer = byte_guard.wrap(lambda: message)()
     assert answer["tool_calls"][0]["function"]["arguments"] == '{"text": "You person, go"}'
     assert answer["tool_calls"][0]["id"] == "1"
-    asked = byte_guard.wrap(lambda messages: messages, inputs=True, outputs=False)
-    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    asked: Callable[..., Any] = byte_guard.wrap(
+        lambda messages: messages, inputs=True, outputs=False
+    )
+    messages = [message]
     assert asked(messages) is messages
 
 
@@ -105,7 +112,7 @@ class TestBlocked:
             "[withheld]",
             "Fine.",
         ]
-        seen = []
+        seen: list[str] = []
         byte_guard.wrap(seen.append, inputs=NEVER)("You idiot.")
         assert seen == ["[withheld]"]
 
@@ -120,7 +127,10 @@ class TestBlocked:
             byte_guard.wrap(lambda: UNSAFE, outputs=RAISE)()
 
     def test_so_it_is_with_arguments_of_tool_calls(self, byte_guard: Guard) -> None:
-        message = {"role": "assistant", "tool_calls": [{"args": {"text": "You idiot, go"}}]}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "tool_calls": [{"args": {"text": "You idiot, go"}}],
+        }
         with pytest.raises(Blocked):
             byte_guard.wrap(lambda: message, outputs=RAISE)()
         done = byte_guard.wrap(lambda: message, outputs=NEVER)()
@@ -148,7 +158,7 @@ class TestAsync:
 
     def test_the_event_loop_goes_on(self) -> None:
         engine = ByteEngine(fault="hang", within="detect")
-        wrapped = guard(engine).wrap(lambda: asyncio.sleep(0, UNSAFE))
+        wrapped: Callable[..., Any] = guard(engine).wrap(lambda: asyncio.sleep(0, UNSAFE))
 
         async def run() -> str:
             task = asyncio.ensure_future(wrapped())
@@ -244,7 +254,7 @@ class TestLooks:
             return f"{prefix} {question}"
 
         part = functools.partial(answer, "You idiot.")
-        wrapped = byte_guard.wrap(part, inputs=True, outputs=False)
+        wrapped: Any = byte_guard.wrap(part, inputs=True, outputs=False)
         assert wrapped("stupid") == "You idiot. person"  # only what the caller gave
         assert (wrapped.__name__, wrapped.__doc__) == ("answer", "Answer.")
         assert list(inspect.signature(wrapped).parameters) == ["question"]
@@ -268,7 +278,7 @@ class TestLooks:
             async def __call__(self) -> str:
                 return UNSAFE
 
-        wrapped = byte_guard.wrap(Bot(), inputs=True)
+        wrapped: Any = byte_guard.wrap(Bot(), inputs=True)
         assert wrapped("idiot") == "person"
         assert (wrapped.__name__, wrapped.__doc__) == ("Bot", "A bot.")
         assert list(inspect.signature(wrapped).parameters) == ["question"]
@@ -304,10 +314,13 @@ class TestLooks:
 
 class TestSelectors:
     def test_paths_into_results(self, byte_guard: Guard) -> None:
-        result = {"answer": {"texts": ["idiot", "Fine."], "by": "idiot"}, "id": "idiot"}
-        wrapped = byte_guard.wrap(lambda: result, output_text="answer.texts[*]")
+        result: dict[str, Any] = {
+            "answer": {"texts": ["idiot", "Fine."], "by": "idiot"},
+            "id": "idiot",
+        }
+        wrapped: Callable[..., Any] = byte_guard.wrap(lambda: result, output_text="answer.texts[*]")
         assert wrapped() == {"answer": {"texts": ["person", "Fine."], "by": "idiot"}, "id": "idiot"}
-        assert result["answer"]["texts"] == ["idiot", "Fine."]  # type: ignore[index]
+        assert result["answer"]["texts"] == ["idiot", "Fine."]
 
     def test_paths_into_arguments(self, byte_guard: Guard) -> None:
         def ask(client: object, prompt: str, *more: str, **options: Any) -> Any:
@@ -332,19 +345,28 @@ class TestSelectors:
         def put(value: dict[str, bytes], texts: typing.Sequence[str]) -> dict[str, bytes]:
             return value | {"raw": texts[0].encode()}
 
-        wrapped = byte_guard.wrap(
+        wrapped: Callable[..., Any] = byte_guard.wrap(
             lambda raw: {"raw": raw, "id": 7}, output_text=(lambda v: [v["raw"].decode()], put)
         )
         assert wrapped(b"You idiot.") == {"raw": b"You person.", "id": 7}
 
     def test_functions_that_get_something_else(self, byte_guard: Guard) -> None:
-        for get in (lambda value: "a text", lambda value: [value], lambda value: None):
-            wrapped = byte_guard.wrap(lambda: 3, output_text=(get, lambda value, texts: value))
+        wrong: list[Callable[..., Any]] = [
+            lambda value: "a text",
+            lambda value: [value],
+            lambda value: None,
+        ]
+        for get in wrong:
+            wrapped: Callable[..., Any] = byte_guard.wrap(
+                lambda: 3, output_text=(get, lambda value, texts: value)
+            )
             with pytest.raises(ShapeError, match="has to give a list of str"):
                 wrapped()
 
     def test_a_format(self, byte_guard: Guard) -> None:
-        wrapped = byte_guard.wrap(lambda: '{"id": "idiot", "note": "You idiot!"}', format="json")
+        wrapped: Callable[..., Any] = byte_guard.wrap(
+            lambda: '{"id": "idiot", "note": "You idiot!"}', format="json"
+        )
         assert wrapped() == '{"id": "idiot", "note": "You person!"}'
 
 
@@ -401,7 +423,7 @@ class TestRefusals:
 def test_the_audit_hook_hears_of_every_text_once() -> None:
     heard: list[Moderation] = []
     hooked = Guard(runtime(), on_result=heard.append)
-    echo = hooked.wrap(lambda texts: texts, inputs=Policy(threshold=0.4))
+    echo: Callable[..., Any] = hooked.wrap(lambda texts: texts, inputs=Policy(threshold=0.4))
     echo([UNSAFE, "Fine."])
     assert [result.original for result in heard] == [UNSAFE, "Fine.", SAFE, "Fine."]
     assert heard[0].provenance.policy_hash == Policy(threshold=0.4).hash

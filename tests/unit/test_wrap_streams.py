@@ -264,8 +264,10 @@ def test_events_of_responses(byte_guard: Guard) -> None:
 
 
 def test_message_chunks_of_langchain(byte_guard: Guard) -> None:
-    chunks = [AIMessageChunk(piece, id="an id") for piece in PIECES]
-    last = AIMessageChunk("", id="an id", chunk_position="last", response_metadata={"model": "m"})
+    chunks = [AIMessageChunk(content=piece, id="an id") for piece in PIECES]
+    last = AIMessageChunk(
+        content="", id="an id", chunk_position="last", response_metadata={"model": "m"}
+    )
     for function in generators([*chunks, last])[:2]:
         found = collect(byte_guard.wrap(function)())
         joined = sum(found[1:], found[0])
@@ -275,7 +277,10 @@ def test_message_chunks_of_langchain(byte_guard: Guard) -> None:
 
 
 def test_one_message_after_the_other(byte_guard: Guard) -> None:
-    chunks = [AIMessageChunk("An id", id="1"), AIMessageChunk("iot here.", id="2")]
+    chunks = [
+        AIMessageChunk(content="An id", id="1"),
+        AIMessageChunk(content="iot here.", id="2"),
+    ]
     found = collect(byte_guard.wrap(generators(chunks)[0])())
     assert [each.id for each in found if each.content] == ["1", "2"]
     assert [each.content for each in found if each.content] == ["An id", "iot here."]
