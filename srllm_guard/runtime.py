@@ -65,7 +65,7 @@ def load(
             architectures that it covers, else reference.
         base: folder of the base weights; None searches for them.
         four_bit: load the base in 4 bits (bitsandbytes); the reference engine does that.
-        precision: of the torch engine: "fp32", "fp16", "bf16", or "auto", which measures.
+        precision: of the torch engine: "fp32", "fp16", "bf16", "int8", or "auto", which measures.
             None is fp32 on a CPU, half precision on CUDA. An exported model has its own.
         threads: of torch, in the whole process, where None leaves them as they are; or of the onnx
             engine, where None takes one for each physical core.

@@ -107,8 +107,9 @@ class Continuation:
 class Engine(Protocol):
     """Runs the model of one bundle.
 
-    An engine is called from one thread at a time, keeps no state between calls, and answers in the
-    order asked. Errors are `EngineError`s.
+    An engine is called from one thread at a time, keeps no state between calls that shows, and
+    answers in the order asked. Errors are `EngineError`s. It may have `together`, an int: the most
+    items that it answers faster in one call than one after another.
     """
 
     name: str
