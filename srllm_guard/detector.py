@@ -83,6 +83,7 @@ class Detector:
         run: Run,
         *,
         together: bool = False,
+        known: int = 0,
     ) -> list[list[Verdict]]:
         """Verdicts of the segments of each text, in order.
 
@@ -90,11 +91,16 @@ class Detector:
             texts: each text with those of its segments that are to be judged.
             run: runs windows through the engine; its errors pass through.
             together: all segments of a text share one window, whatever its length.
+            known: so many segments of each text, the first ones, only stand before the others.
+
+        Returns:
+            For each text the verdicts of its segments; `NOTHING` for those that are known.
         """
         pieces = [
             piece
             for number, (text, segments) in enumerate(texts)
             for group in ([(0, len(segments), 0)] if together else windows(segments))
+            if group[1] > known
             for piece in self._pieces(number, text, segments, group)
         ]
         # What is said twice is judged once: a megabyte of one letter is a thousand equal windows.
@@ -104,8 +110,10 @@ class Detector:
         for piece in pieces:
             text, segments = texts[piece.text]
             for row, number in enumerate(piece.segments):
+                if number < known:
+                    continue
                 tokens = [n for n, owner in enumerate(piece.window.owner) if owner == row]
-                if number < 0 or not tokens:  # the row of a segment without a token says nothing
+                if not tokens:  # the row of a segment without a token says nothing
                     continue
                 verdict = self._verdict(
                     text, segments[number], piece, row, tokens, scores[piece.window]

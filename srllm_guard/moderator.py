@@ -86,8 +86,10 @@ class Moderator:
         """
         more = [s for s in new if s.kind == "prose" and _readable(text, s, found)]
         parts = (*draft.segments, *more)
-        judged = self._detector.judge([(text, parts)], calls.detect)[0] if more else []
-        verdicts = judged[len(draft.segments) :]
+        known = len(draft.segments)
+        run = calls.detect
+        judged = self._detector.judge([(text, parts)], run, known=known)[0] if more else []
+        verdicts = judged[known:]
         flags = self._flags(text, verdicts)
         return replace(
             draft,

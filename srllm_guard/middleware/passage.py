@@ -42,6 +42,8 @@ class _Record:
     """What was released."""
     length: int = 0
     """Of all parts, in characters."""
+    hidden: int | None = None
+    """From this part on nothing is shown: the message of a block that is raised."""
     unverified: bool = False
     """Whether something was released that could not be judged or made safe."""
 
@@ -70,6 +72,11 @@ class Passage:
         self.dead = False
         """Whether the rest of the text is withheld."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing that was told waits for what follows it."""
+        return self._repair.done
+
     def take(
         self, text: str, new: Sequence[Segment], told: int, calls: Calls, *, last: bool
     ) -> str:
@@ -85,17 +92,24 @@ class Passage:
         Returns:
             What is released now; nothing is once the passage is dead.
         """
-        before = len(self._record.parts)
+        first = len(self._record.parts)
         try:
             self._judge(text, new, calls, last)
             self._mend(text, told, calls, last)
         finally:
             for stage, ms in {**calls.spent, "total": calls.total()}.items():
                 self._record.spent[stage] = self._record.spent.get(stage, 0.0) + ms
-        return "".join(self._record.parts[before:])
+        return "".join(self._record.parts[first : self._record.hidden])
 
     def forget(self, most: int) -> int:
-        """Leave behind what is not needed; returns how many characters of the kept text, `most`."""
+        """Leave behind what is not needed any more.
+
+        Args:
+            most: characters of the kept text, at most.
+
+        Returns:
+            How many characters; offsets are smaller by so many now.
+        """
         repair = self._repair
         first = 0
         for start, stop, _ in windows(repair.draft.segments):
@@ -106,7 +120,8 @@ class Passage:
         starts = [s.start - LEAD for s in repair.draft.segments[kept : kept + 1]]
         starts += [s.start for s in self._doubtful[:1]]
         count = max(0, min([most, self.shown, self._heard, *starts]))
-        repair.forget(kept, count)
+        if kept or count:
+            repair.forget(kept, count)
         self._doubtful = [s.moved(-count) for s in self._doubtful]
         self._done -= kept
         self._base += count
@@ -288,6 +303,8 @@ class Passage:
         flagged = zip(draft.verdicts, draft.flagged, range(len(draft.flagged)), strict=True)
         spans = [s for v, flag, n in flagged if flag and n >= self._done for s in v.spans]
         start = record.length
+        if not masked and policy.on_block == "raise":
+            record.hidden = len(record.parts)
         self._put(message)
         record.edits.append(
             Edit(

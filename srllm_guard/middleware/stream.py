@@ -42,7 +42,8 @@ class TextStream:
     - A text that cannot be made safe is withheld from that sentence on; what was verified before
       it stays. After the policy's message, or `Blocked`, nothing more comes.
     - The language is that of the text so far: sentences before one in another language were judged
-      as English. Where the beginning looks foreign, 300 characters are awaited.
+      as English. Where the beginning looks foreign, 300 characters are awaited. Each rewrite of an
+      English sentence has to be English; whether all of them together are is not asked again.
     - What was held for too long (`Policy.max_holdback_chars`, `max_holdback_ms`) is judged as if it
       were complete. With `Policy.protect_quotations` whole lines are held.
     - What fails inside the model costs the sentence at hand, and not those before it.
@@ -194,12 +195,13 @@ class TextStream:
             self._arrivals.popleft()
         if final or self.dead:
             self._finish()
-        elif self._passage.shown > SPARE:
-            count = self._passage.forget(self._segmenter.needed)
-            self._segmenter.forget(count)
-            self._text = self._text[count:]
-            self._told -= count
-            self._dropped += count
+        else:
+            spare = self._segmenter.needed if self._passage.shown > SPARE else 0
+            if count := self._passage.forget(spare):
+                self._segmenter.forget(count)
+                self._text = self._text[count:]
+                self._told -= count
+                self._dropped += count
         return self._given(shown)
 
     def _finish(self) -> None:

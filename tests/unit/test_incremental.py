@@ -9,53 +9,15 @@ from hypothesis import strategies as st
 from srllm_guard.text.incremental import Segmenter
 from srllm_guard.text.segments import Segment, segments
 
-WORDS = [
-    "Hello there",
-    "I met Mr",
-    " Smith",
-    "etc",
-    "U.S",
-    "He said",
-    "J. ",
-    "The",
-    "the",
-    "a.m.",
-    "5",
-    "No. ",
-    "Inc. ",
-    "Theodore",
-    " and",
-]
-MARKS = [
-    ". ",
-    "! ",
-    "...",
-    " ...",
-    ", ",
-    "  ",
-    "- ",
-    "1. ",
-    "> ",
-    "# ",
-    "**",
-    "*",
-    "_",
-    "[x] ",
-    "(",
-    ")",
-    "Bob: ",
-    "User: ",
-    "[9:41] Bob: ",
-    "12:30",
-    ":)",
-    " :D",
-]
-SIGNS = [".", "!", "|", '"', "'", "`", "“", "”", "😀", "\u200d", "。", "你好", "e\u0301", "\ud83d"]
-LINES = ["\n", "\n\n", "\r\n", "\t", "    x = f(1)\n", "    ", "```\n", "```", "~~~", "code();\n"]
-MORE = ["| a | b |\n", "Ann: hi\n", "word " * 30, "x" * 700]
-PIECES = st.lists(st.sampled_from([*WORDS, *MARKS, *SIGNS, *LINES, *MORE]), max_size=40).map(
-    "".join
-)
+PARTS = [
+    "Hello there", "I met Mr", " Smith", "etc", "U.S", "He said", "J. ", "The", "the", "a.m.", "5",
+    "No. ", "Inc. ", "Theodore", " and so on", ", ", ".", "!", "...", ". ", "! ", " ...", "\n",
+    "\n\n", "\r\n", "  ", "\t", "    x = f(1)\n", "    ", "```\n", "```", "~~~", "`", "code();\n",
+    "- ", "1. ", "| a | b |\n", "|", "> ", "# ", "**", "*", "_", '"', "'", "“", "”", "(", ")",
+    "[x] ", "Bob: ", "Ann: hi\n", "[9:41] Bob: ", "12:30", "User: ", ":)", " :D", "😀",
+    "\u200d", "。", "你好", "e\u0301", "\ud83d", "word " * 30, "x" * 700,
+]  # fmt: skip
+PIECES = st.lists(st.sampled_from(PARTS), max_size=40).map("".join)
 TEXT = st.one_of(PIECES, st.text(max_size=200))
 QUICK = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
