@@ -10,6 +10,7 @@ import time
 import pytest
 
 from srllm_guard import Guard, Moderation
+from srllm_guard.batcher import PART
 from srllm_guard.errors import ConfigError, FormatError, MissingExtra
 from srllm_guard.structure import html_text
 from srllm_guard.structure.formats import Format, guess, read
@@ -98,13 +99,13 @@ def test_only_unsafe_prose_changes(
     assert byte_guard.moderate(released, format=format_).action == "pass"
 
 
-def test_all_parts_go_to_the_model_in_one_call(byte_engine: ByteEngine, byte_guard: Guard) -> None:
+def test_all_parts_go_to_the_model_together(byte_engine: ByteEngine, byte_guard: Guard) -> None:
     calls = []
     detect = byte_engine.detect
     byte_engine.detect = lambda windows: calls.append(len(windows)) or detect(windows)  # type: ignore[method-assign, func-returns-value]
     documents = [json.dumps([f"Text number {n} {m}." for n in range(9)]) for m in "abc"]
     byte_guard.moderate_many(documents, format="json")
-    assert calls == [27]
+    assert calls == [PART, PART, PART, 27 - 3 * PART]  # not a call for each of the 27
 
 
 def test_spans_and_edits_stand_where_they_are_in_the_document(byte_guard: Guard) -> None:

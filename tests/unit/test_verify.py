@@ -301,7 +301,7 @@ def test_negation(source: str, phrase: str, rewrite: str, wrong: str | None) -> 
     [
         ("What a bunch of morons, they close at 9.", "morons", "They open at 9.", True),
         (
-            "Go home early, you idiot, and lock up.",
+            "Leave home early, you idiot, and lock up.",
             "you idiot",
             "Stay home early, and lock up.",
             True,
