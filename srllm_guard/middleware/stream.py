@@ -44,8 +44,9 @@ class TextStream:
     - The language is that of the text so far: sentences before one in another language were judged
       as English. Where the beginning looks foreign, 300 characters are awaited. Each rewrite of an
       English sentence has to be English; whether all of them together are is not asked again.
-    - What was held for too long (`Policy.max_holdback_chars`, `max_holdback_ms`) is judged as if it
-      were complete. With `Policy.protect_quotations` whole lines are held.
+    - What was held for too long (`Policy.max_holdback_chars`, `max_holdback_ms`, without the time
+      that judging takes) is judged as if it were complete. With `Policy.protect_quotations` whole
+      lines are held.
     - What fails inside the model costs the sentence at hand, and not those before it.
 
     Surrogates that stand for one character together are joined, so that no piece is cut inside it.
@@ -189,7 +190,11 @@ class TextStream:
 
     def _take(self, found: list[Segment], *, last: bool, final: bool = False) -> str:
         calls = self._guard.runtime.gate.open(self._policy.deadline_ms)
+        started = time.monotonic()
         shown = self._passage.take(self._text, found, self._told, calls, last=last)
+        # A slow model is no reason to cut a sentence whose end may have come meanwhile.
+        took = time.monotonic() - started
+        self._arrivals = deque((end, since + took) for end, since in self._arrivals)
         released = self._dropped + self._passage.shown
         while self._arrivals and self._arrivals[0][0] <= released:
             self._arrivals.popleft()

@@ -41,7 +41,8 @@ def words(*parts: str) -> list[list[str]]:
 @given(TEXT, st.lists(st.integers(1, 60), min_size=1, max_size=20))
 @QUICK
 def test_however_it_grows_the_segments_are_those_of_the_whole(text: str, steps: list[int]) -> None:
-    parts, at = [], 0
+    parts: list[str] = []
+    at = 0
     while at < len(text):
         step = steps[len(parts) % len(steps)]
         parts.append(text[at : at + step])

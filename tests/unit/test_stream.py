@@ -4,7 +4,7 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
 from typing import Any
@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from srllm_guard import Blocked, Guard, Moderation, Policy
+from srllm_guard.engines.base import Scores, Window
 from srllm_guard.middleware.stream import TextStream
 from tests.byte_engine import ByteEngine, runtime
 
 MESSAGE = Policy().block_message
-HARD = {"ladder": ("block",)}
+HARD: dict[str, Any] = {"ladder": ("block",)}
 """A policy under which what is unsafe is withheld at once."""
 
 
@@ -256,6 +257,22 @@ def test_what_is_held_for_too_long_is_judged_as_it_is() -> None:
     assert "".join(found) == "You person and then we left. Bye."
 
 
+def test_the_time_of_judging_does_not_count() -> None:
+    engine = ByteEngine()
+    detect = engine.detect
+
+    def slow(windows: Sequence[Window]) -> list[Scores]:
+        time.sleep(0.1)
+        return detect(windows)
+
+    engine.detect = slow  # type: ignore[method-assign]
+    made = guard(engine, max_holdback_ms=80)
+    assert (
+        "".join(made.stream(["Hi Ed. You are an", " idiot. Bye."]))
+        == "Hi Ed. You are an person. Bye."
+    )
+
+
 def test_nothing_is_due_while_nothing_is_held() -> None:
     text = TextStream(guard(max_holdback_ms=1_000))
     assert text.due is None
@@ -360,7 +377,7 @@ PARTS = [
     "The weather here is fine today. " * 3,
 ]  # fmt: skip
 PIECES = st.lists(st.sampled_from(PARTS), max_size=30).map("".join)
-POLICIES = [
+POLICIES: list[dict[str, Any]] = [
     {},
     {"ladder": ("mask", "block")},
     {"ladder": (), "on_fail": "mask"},
