@@ -30,13 +30,18 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def wanted(guard: Guard) -> list[str]:
-    return guard.rewrite_many(TEXTS)
+def patient(guard: Guard) -> Guard:
+    """A guard that no slow machine makes cut a sentence, and that draws no candidates."""
+    return guard.with_policy(Policy(max_holdback_ms=None, candidates=0))
+
+
+@pytest.fixture(scope="module")
+def wanted(patient: Guard) -> list[str]:
+    return patient.rewrite_many(TEXTS)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_stream_says_what_rewrite_says(guard: Guard, wanted: list[str], seed: int) -> None:
-    patient = guard.with_policy(Policy(max_holdback_ms=None))
+def test_a_stream_says_what_rewrite_says(patient: Guard, wanted: list[str], seed: int) -> None:
     draw = random.Random(seed)
     assert sum(text != new for text, new in zip(TEXTS, wanted, strict=True)) > 5
     for text, new in zip(TEXTS, wanted, strict=True):
@@ -48,20 +53,19 @@ def test_a_stream_says_what_rewrite_says(guard: Guard, wanted: list[str], seed: 
         assert "".join(patient.stream(chunks)) == new
 
 
-def test_a_long_stream_says_what_rewrite_says(guard: Guard) -> None:
+def test_a_long_stream_says_what_rewrite_says(patient: Guard) -> None:
     """More than one window, with repairs at their borders."""
     filler = "The committee met on the second floor and went through the list of open points. "
-    text = "".join(filler + ("You are an idiot. " if n % 4 == 1 else "") for n in range(24))
-    stream = TextStream(guard)
+    text = "".join(filler + ("You are an idiot. " if n % 4 == 1 else "") for n in range(15))
+    stream = TextStream(patient)
     parts = [stream.feed(text[n : n + 37]) for n in range(0, len(text), 37)]
-    assert "".join([*parts, stream.close()]) == guard.rewrite(text)
+    found = "".join([*parts, stream.close()])
+    assert stream.result == patient.moderate(text)
     assert stream.result is not None
-    assert stream.result == guard.moderate(text)
+    assert stream.result.text == found
 
 
-def test_async_streams_on_one_guard_keep_apart(guard: Guard, wanted: list[str]) -> None:
-    patient = guard.with_policy(Policy(max_holdback_ms=None))
-
+def test_async_streams_on_one_guard_keep_apart(patient: Guard, wanted: list[str]) -> None:
     async def letters(text: str) -> AsyncIterator[str]:
         for n in range(0, len(text), 11):
             await asyncio.sleep(0)
@@ -71,9 +75,9 @@ def test_async_streams_on_one_guard_keep_apart(guard: Guard, wanted: list[str]) 
         return "".join([part async for part in patient.astream(letters(text))])
 
     async def run() -> list[str]:
-        return await asyncio.gather(*map(joined, TEXTS))
+        return await asyncio.gather(*map(joined, TEXTS[:6]))
 
-    assert asyncio.run(run()) == wanted
+    assert asyncio.run(run()) == wanted[:6]
 
 
 def test_what_is_released_before_a_block_is_safe(guard: Guard) -> None:
