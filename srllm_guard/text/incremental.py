@@ -73,7 +73,7 @@ class Segmenter:
         self._in_list = False
         self._prose_until = 0  # lines up to here were found to be no code
         self._torn = ""  # the fence that `cut` left open
-        self._named = [False] * NEAR  # whether the last lines began with a name
+        self._unnamed = NEAR  # how many lines there were since one began with a name
         self._open = False  # whether the beginning of the line is told
         self._begin = self._judged = self._piece = 0  # of the sentence at hand
 
@@ -99,7 +99,7 @@ class Segmenter:
                     self._paragraph += after_blank and not self._first
                     where = trim(text, start, lines[past - 1][1])
                     found.append(Segment(*where, "code", self._paragraph))
-                    self._pass(lines[past - 1][1], [False] * (past - at))
+                    self._pass(lines[past - 1][1], past - at)
                     at = past
                     continue
                 if past > at + 1:
@@ -117,7 +117,9 @@ class Segmenter:
             self._in_list = bool(LIST_START.match(text, start, end)) or (
                 self._in_list and bool(INDENTED.match(text, start, end))
             )
-            self._pass(end, [_is_named(text, start, end)])
+            self._pass(end, 1)
+            if _is_named(text, start, end):
+                self._unnamed = 0
             at += 1
         return found
 
@@ -128,7 +130,7 @@ class Segmenter:
         found = self.read(text, final=True)
         if fence:
             self._torn = fence.group(1) or fence.group(2)
-        self._pass(len(text), [])
+        self._pass(len(text), 0)
         return found
 
     def forget(self, count: int) -> None:
@@ -144,10 +146,10 @@ class Segmenter:
         """Where what is still looked at begins."""
         return self._last
 
-    def _pass(self, end: int, named: Sequence[bool]) -> None:
+    def _pass(self, end: int, lines: int) -> None:
         """Leave lines behind."""
         self._last, self._first, self._open = end, False, False
-        self._named = [*self._named, *named][-NEAR:]
+        self._unnamed += lines
 
     def _code(
         self, text: str, lines: Sequence[_Line], at: int, final: bool
@@ -189,7 +191,7 @@ class Segmenter:
     def _speaker(self, text: str, lines: Sequence[_Line], at: int, final: bool) -> bool | None:
         """Whether a name that the line begins with is that of a speaker; None: not known yet."""
         start, end, _ = lines[at]
-        if any(self._named):
+        if self._unnamed < NEAR:
             return True
         if self._open or not _is_named(text, start, end):
             return False
