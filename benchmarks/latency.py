@@ -114,8 +114,12 @@ def parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    made.add_argument("--rows", nargs="+", choices=NAMES, default=list(NAMES))
-    made.add_argument("--systems", nargs="+", help="names of systems (default: all that run here)")
+    made.add_argument(
+        "--rows", nargs="+", action="extend", choices=NAMES, help="(default: all of them)"
+    )
+    made.add_argument(
+        "--systems", nargs="+", action="extend", help="names (default: all that run here)"
+    )
     made.add_argument("--threads", type=int, help="of the CPU (default: physical cores)")
     made.add_argument("--quick", action="store_true", help="a smoke run; its figures say nothing")
     made.add_argument("--long", action="store_true", help="documents of 30,000 and 100,000 words")
@@ -174,7 +178,7 @@ class Run:
             "skipped": self.skipped,
             "seconds": {},
         }
-        chosen = [name for name in NAMES if name in args.rows]
+        chosen = [name for name in NAMES if name in (args.rows or NAMES)]
         for name in (bar := tqdm(chosen, unit="row")):
             bar.set_postfix_str(name)
             start = time.perf_counter()

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import random
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -138,7 +139,7 @@ def command(args: argparse.Namespace, name: str) -> str:
             words.append(f"--{key.replace('_', '-')}")
             continue
         values = value if isinstance(value, list) else [value]
-        words += [f"--{key.replace('_', '-')} {_told(each)}" for each in values]
+        words += [f"--{key.replace('_', '-')} {shlex.quote(_told(each))}" for each in values]
     return " ".join(words)
 
 

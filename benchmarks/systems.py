@@ -26,15 +26,12 @@ from benchmarks.raw import rewritten
 from benchmarks.report import measured
 from benchmarks.sets import Pair
 from srllm_guard import Guard
-from srllm_guard.results import Edit, Moderation
+from srllm_guard.results import Moderation
 from srllm_guard.runtime import Runtime
 from srllm_guard.text.segments import segments
 from train.schema import SchemaError, json_lines
 
-ATTEMPTS = ("rewrite", "barred", "candidates")
-"""How the ladder tries to rewrite, in order."""
-
-REFUSALS = (*ATTEMPTS, "mask")
+REFUSALS = ("rewrite", "barred", "candidates", "omit", "mask")
 """Names that a reason for refusal begins with."""
 
 STAGES = ("detect", "rewrite", "verify")
@@ -208,24 +205,11 @@ def ladder(results: Sequence[Moderation], seed: int) -> dict[str, Any]:
             action: measured(share, [result.action == action for result in hit], seed=seed)
             for action in ("rewrite", "mask", "block")
         },
-        "result_of": dict(Counter(map(attempt, edits)).most_common()),
+        "result_of": dict(Counter(edit.rung for edit in edits).most_common()),
         "refused": refused,
         "flagged_for": {r: n for r, n in reasons.most_common() if r not in refused},
         "errors": sum(bool(result.errors) for result in results),
     }
-
-
-def attempt(edit: Edit) -> str:
-    """Which attempt of the ladder gave an edit: the first that was not refused.
-
-    The edit does not say it, but its reasons name the attempts that were refused. One that was
-    taken back later (`IN_PLACE`) was not refused and yet gave nothing.
-    """
-    if edit.action != "rewrite":
-        return edit.action
-    refused = {reason.split(":")[0] for reason in edit.reasons}
-    left = [name for name in ATTEMPTS if name not in refused]
-    return left[min(int(IN_PLACE in refused), len(left) - 1)] if left else ATTEMPTS[-1]
 
 
 def _ratio(milliseconds: float, count: int) -> float | None:

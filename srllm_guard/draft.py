@@ -287,6 +287,7 @@ class Repair:
             action=job.outcome or "block",
             spans=moved(job.spans, self.draft.segments[number].start),
             reasons=tuple(dict.fromkeys(job.reasons)),
+            rung=job.rung or "block",
         )
 
 

@@ -60,6 +60,8 @@ class Job:
     replacement: str | None = None
     """What was verified; None as long as nothing was."""
     outcome: Outcome | None = None
+    rung: str | None = None
+    """The rung that gave the replacement."""
     tried: int = 0
     """Attempts that are behind it; it never goes back to one of them."""
     errors: list[str] = field(default_factory=list)
@@ -86,7 +88,7 @@ class Job:
 
     def reopen(self, reason: str) -> None:
         """Take the replacement back: the next attempt has to find another one."""
-        self.replacement, self.outcome = None, None
+        self.replacement = self.outcome = self.rung = None
         self.reasons.append(reason)
 
 
@@ -100,6 +102,11 @@ class Attempt:
     """Replacements for each job, the preferred one first."""
     scored: bool = False
     """Whether the model has to be sure of what is proposed."""
+
+    @property
+    def rung(self) -> str:
+        """The rung that it belongs to."""
+        return "rewrite" if self.name == "barred" else self.name
 
 
 class Ladder:
@@ -160,6 +167,7 @@ class Ladder:
         for job in jobs:
             if job.replacement is None and not (job.errors and self._policy.fail_open):
                 job.replacement, job.outcome = self._policy.mask_text, "mask"
+                job.rung = "mask"
                 job.tried += 1
 
     def _try(self, attempt: Attempt, jobs: Sequence[Job], calls: Calls) -> None:
@@ -181,9 +189,12 @@ class Ladder:
         for rung in policy.rungs:
             if rung == "rewrite":
                 yield Attempt("rewrite", "rewrite", lambda jobs: self._edit(jobs, calls), sure)
-                yield Attempt(
-                    "barred", "rewrite", lambda jobs: self._decode(jobs, calls, barred=True), sure
-                )
+                if not sure:
+                    # Kept from what it wants to say, the model is never sure: of 86 dev segments
+                    # this released none.
+                    yield Attempt(
+                        "barred", "rewrite", lambda jobs: self._decode(jobs, calls, barred=True)
+                    )
             elif rung == "candidates":
                 yield Attempt("candidates", "rewrite", lambda jobs: self._sample(jobs, calls), sure)
             elif rung == "omit":
@@ -275,6 +286,7 @@ class Ladder:
         for job in jobs:
             if choice := ranked.get(id(job)):
                 job.replacement, job.outcome = min(choice)[3], attempt.outcome
+                job.rung = attempt.rung
 
     def _checked(
         self, jobs: Sequence[Job], proposals: Sequence[Sequence[str]], attempt: Attempt
@@ -296,7 +308,9 @@ class Ladder:
         jobs = {id(job): job for job, _, _ in open_}
         asks = {number: self._request(job, barred=False).prompt for number, job in jobs.items()}
         keys = [(id(job), text) for job, _, text in open_]
-        asked = [Asked(asks[number], self._prompt.target(text)) for number, text in keys]
+        # What is less likely is refused, however much less.
+        least = (self._likelihood or 0.0) - max(DELETED, COARSE)
+        asked = [Asked(asks[number], self._prompt.target(text), least) for number, text in keys]
         return dict(zip(keys, calls.score(asked), strict=True))
 
     def _likely(

@@ -252,6 +252,7 @@ class Moderator:
             action=action,
             spans=draft.detection.spans,
             reasons=reasons,
+            rung=action,
         )
         return self._result(action, draft, calls, message, None, (edit,), errors)
 

@@ -137,6 +137,8 @@ class Edit:
     """The unsafe phrases that led to the edit; their offsets are those of the whole original."""
     reasons: tuple[str, ...]
     """Why the part was flagged, and why earlier rungs of the ladder were refused, in order."""
+    rung: str = ""
+    """Which rung of `Policy.ladder` gave the replacement."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -150,6 +152,7 @@ class Edit:
             "action": self.action,
             "spans": [span.to_dict() for span in self.spans],
             "reasons": list(self.reasons),
+            "rung": self.rung,
         }
 
 

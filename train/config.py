@@ -79,6 +79,12 @@ class Data:
     most_new: int = 0
     """Pairs of authored records whose variation brings more new words of content are not taught;
     0 teaches all."""
+    detected_marks: float = 0.0
+    """Share of examples whose marks are those that the bundle which training starts from finds,
+    where it finds any. See `train.detected`."""
+    nearest: bool = False
+    """Hold pairs of every source to `most_new`, and of several variations teach the one that
+    brings fewest new words."""
     deletions: float = 0.0
     """Also teach deletions as answers to the pairs that `most_new` leaves out: those that the
     bundle which training starts from finds at least this likely (natural logarithm, negative); 0

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from srllm_guard.prompt import Prompt
 from train import checkpoint, detection, rewriting
 from train.batching import by_length
 from train.config import Config, Training
-from train.example import Example
+from train.example import Example, Span
 from train.model import Model, optimizer
 from train.team import Team
 
@@ -42,6 +42,8 @@ class Corpus:
     """Safe prose that is read for the threshold alone."""
     deletions: list[rewriting.Pair] = field(default_factory=list)
     """Pairs that `train.deletions` made of the training examples."""
+    detected: dict[str, tuple[Span, ...]] = field(default_factory=dict)
+    """Spans that `train.detected` found in training examples, by text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +58,23 @@ def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[S
     """The steps of one epoch, drawn from the seed and the epoch's number."""
     settings = config.training
     seed = settings.seed * 1000 + number
-    pools = {
-        name: drawn(corpus.train[name], most, seed) for name, most in config.data.rewriting.items()
-    }
-    examples = [example for part in pools.values() for example in part]
+    drawn_ = pools(corpus, config, number)
+    share, draw = config.data.detected_marks, random.Random(seed)
     pairs = rewriting.items(
-        examples,
+        [
+            replace(each, spans=spans) if spans and draw.random() < share else each
+            for part in drawn_.values()
+            for each in part
+            for spans in [corpus.detected.get(each.text)]
+        ],
         prompt,
         seed,
         noisy=config.data.noisy_marks,
         most_new=config.data.most_new,
+        nearest=config.data.nearest,
         more=corpus.deletions,
     )
-    pairs += rewriting.copies(pools.get("cmd", []), prompt, seed, config.data.copies)
+    pairs += rewriting.copies(drawn_.get("cmd", []), prompt, seed, config.data.copies)
     pairs = [item for item in pairs if len(item) <= settings.max_length]
     judged: list[Example] = []
     for name, most in config.data.detection.items():
@@ -86,6 +92,14 @@ def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[S
         Step(left[n] if n < len(left) else [], right[bounds[n] : bounds[n + 1]])
         for n in range(count)
     ]
+
+
+def pools(corpus: Corpus, config: Config, number: int) -> dict[str, list[Example]]:
+    """The examples of each source whose pairs an epoch teaches."""
+    seed = config.training.seed * 1000 + number
+    return {
+        name: drawn(corpus.train[name], most, seed) for name, most in config.data.rewriting.items()
+    }
 
 
 def drawn(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
@@ -251,7 +265,14 @@ def _trainable(model: Model) -> list[torch.nn.Parameter]:
 
 def _dev(corpus: Corpus, prompt: Prompt, config: Config) -> Step:
     examples = [example for part in corpus.dev.values() for example in part]
-    pairs = rewriting.items(examples, prompt, seed=0, noisy=0.0, most_new=config.data.most_new)
+    pairs = rewriting.items(
+        examples,
+        prompt,
+        seed=0,
+        noisy=0.0,
+        most_new=config.data.most_new,
+        nearest=config.data.nearest,
+    )
     own = corpus.dev.get("cmd", examples)
     pairs = [item for item in pairs if len(item) <= config.training.max_length]
     return Step(

@@ -49,15 +49,17 @@ class Item:
         return len(self.prompt) + len(self.target)
 
 
-def pairs(example: Example, draw: random.Random) -> Iterator[Pair]:
+def pairs(example: Example, draw: random.Random, *, nearest: bool = False) -> Iterator[Pair]:
     """The segments of an unsafe example that its safe variation changes, each with its own.
+
+    Of several variations one is drawn; with `nearest`, among those with fewest new words.
 
     A text of several sentences is aligned with its variation sentence by sentence; sentences that
     were merged, moved or dropped give no pair.
     """
     if not (example.safe and example.unsafe):
         return
-    safe = draw.choice(example.safe)
+    safe = draw.choice(_nearest(example) if nearest else example.safe)
     left, right = segments(example.text), segments(safe)
     if len(left) <= 1 or example.source != "cmd":
         marks = _marks(example.text, safe, [(s, e) for s, e, _ in example.spans or ()])
@@ -75,6 +77,12 @@ def pairs(example: Example, draw: random.Random) -> Iterator[Pair]:
             first, last = (k, m - 1) if j - i == 1 else (k + at - i, k + at - i)
             target = safe[right[first].start : right[last].end]
             yield from _one(example, left[at], target)
+
+
+def _nearest(example: Example) -> list[str]:
+    """The safe variations that bring fewest new words."""
+    counts = [len(new_words(example.text, safe)) for safe in example.safe]
+    return [safe for safe, count in zip(example.safe, counts, strict=True) if count == min(counts)]
 
 
 def _one(example: Example, segment: Segment, target: str) -> Iterator[Pair]:
@@ -126,18 +134,20 @@ def items(
     *,
     noisy: float = 0.5,
     most_new: int = 0,
+    nearest: bool = False,
     more: Sequence[Pair] = (),
 ) -> list[Item]:
     """Items of all pairs in `examples` and of `more`; a share `noisy` with imperfect marks.
 
-    With `most_new` those authored ones alone that bring no more new words.
+    With `most_new` those authored ones alone that bring no more new words; with `nearest` too
+    this holds for every source.
     """
     draw = random.Random(seed)
     found = [
         _item(pair, prompt, draw, noisy)
         for example in examples
-        for pair in pairs(example, draw)
-        if not (most_new and example.source == "cmd") or new(pair) <= most_new
+        for pair in pairs(example, draw, nearest=nearest)
+        if not (most_new and (nearest or example.source == "cmd")) or new(pair) <= most_new
     ]
     return found + [_item(pair, prompt, draw, noisy) for pair in more]
 

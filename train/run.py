@@ -28,6 +28,7 @@ from train.calibrate import calibrate
 from train.config import Config
 from train.corpus import corpus
 from train.deletions import deletions
+from train.detected import detected
 from train.model import build, load
 from train.package import write_bundle
 from train.plots import loss_curves
@@ -100,6 +101,8 @@ def run(
         model.freeze_detection()
     if config.data.deletions:
         found.deletions.extend(deletions(config, start, weights, prompt, found, out))
+    if config.data.detected_marks:
+        found.detected.update(detected(config, start, weights, found, out))
     team = Team.join()
     history = finetune.train(model, found, prompt, config, out, team)
     team.leave()

@@ -19,16 +19,9 @@ from numpy.typing import NDArray
 
 from srllm_guard.engines.base import Continuation, Request
 from srllm_guard.models.bundle import Base
+from srllm_guard.models.gguf import NAMES
 
-MODULES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+MODULES = {name: module for name, module in NAMES.items() if not name.endswith("norm")}
 """transformers' names of GGUF's linear layers."""
 
 SEEN = 4096

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -69,6 +70,9 @@ class Asked:
     """Token ids that stand before it; at least one."""
     ids: Ids
     """Its token ids, T of them; at least one."""
+    least: float = -math.inf
+    """Below this sum of logarithms nobody wants to know more: an engine may stop there and give 0.0
+    for the tokens that are left, so that the sum stays below it."""
 
 
 def check_asked(asked: Sequence[Asked], max_tokens: int) -> None:

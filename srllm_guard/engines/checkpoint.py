@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -50,21 +49,22 @@ class Checkpoint:
         self._left = set(adapter.modules) if adapter else set()
         try:
             self._files = _files(folder)
-            opened: dict[Path, Any] = {
-                path: safe_open(path, framework="pt") for path in set(self._files.values())
-            }
+            for path in set(self._files.values()):
+                with safe_open(path, framework="pt"):
+                    pass
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(
                 f"The weights in {folder} cannot be read ({type(error).__name__}).",
                 hint=f"An engine of ours reads {WEIGHTS}; save the base as safetensors.",
             ) from error
-        self._opened = opened
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
     def raw(self, name: str) -> Tensor:
-        """A weight as it is stored, without what the adapter adds.
+        """A copy of a weight as it is stored, without what the adapter adds.
+
+        The file is mapped for this one alone: what was read of a mapping counts as memory.
 
         Raises:
             ModelError: it is not there.
@@ -73,7 +73,8 @@ class Checkpoint:
             raise ModelError(
                 f"The base has no weight {name!r}.", hint="Get the base again, or use another one."
             )
-        weight: Tensor = self._opened[self._files[name]].get_tensor(name)
+        with safe_open(self._files[name], framework="pt") as file:
+            weight: Tensor = file.get_tensor(name).clone()
         return weight
 
     def merged(self, module: str) -> Tensor:
@@ -83,7 +84,7 @@ class Checkpoint:
             ModelError: it is not there.
             BundleError: the adapter changes another shape.
         """
-        weight = self.raw(f"{module}.weight").to(torch.float32, copy=True)
+        weight = self.raw(f"{module}.weight").float()
         if self._adapter is None or module not in self._left:
             return weight
         self._left.discard(module)

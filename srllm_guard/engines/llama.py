@@ -171,6 +171,13 @@ class Llama:
         def needed(name: str) -> Tensor:
             return checkpoint.raw(name).to(device, self.dtype)
 
+        # The largest come first, as long as there is room for what they are made of. The table is
+        # looked up only, so it stays as it is stored.
+        self._table = checkpoint.raw("model.embed_tokens.weight").to(device)  # [V, H]
+        if shape.tied:
+            self._head = pack(self._table.float(), None, precision)
+        else:
+            self._head = linear("lm_head")
         self._layers = []
         for n in range(shape.layers):
             at = f"model.layers.{n}"
@@ -188,12 +195,6 @@ class Llama:
                 )
             )
         self._norm = needed("model.norm.weight")
-        # Looked up only, so the table stays as it is stored.
-        self._table = checkpoint.raw("model.embed_tokens.weight").to(device)  # [V, H]
-        if shape.tied:
-            self._head = pack(self._table.float(), None, precision)
-        else:
-            self._head = linear("lm_head")
         checkpoint.check()
 
     def new_cache(self, rows: int, slots: int, layers: int | None = None) -> Cache:

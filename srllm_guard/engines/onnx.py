@@ -6,8 +6,7 @@ and choosing are those of the torch engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from srllm_guard.engines.base import (
     Window,
     check_asked,
 )
+from srllm_guard.engines.kin import Begun, candidates, scored
 from srllm_guard.engines.loop import Feed, decode
 from srllm_guard.engines.onnx_session import VERSION, Row, Sessions
 from srllm_guard.labels import CATEGORIES, N_LOGITS
@@ -33,9 +33,6 @@ WIDTH = {"cpu": 12, "cuda": 16}
 
 BATCH = 16
 """Most rows that hold a cache at once."""
-
-SCORED = 64
-"""Places whose logits are held at once when likelihoods are asked for."""
 
 
 class OnnxEngine:
@@ -77,7 +74,7 @@ class OnnxEngine:
         """See `Engine.generate`."""
         # Who asks the same gets the same: it is decoded once.
         found: dict[Request, Continuation] = {}
-        for batch in _batches(dict.fromkeys(requests)):
+        for batch in candidates(dict.fromkeys(requests), BATCH):
             longest = max(len(request.prompt) + request.limit for request in batch)
             step = Steps(self._opening, min(longest, self.max_tokens))
             careful = self._sessions.device == "cpu"
@@ -90,13 +87,7 @@ class OnnxEngine:
     def score(self, asked: Sequence[Asked]) -> list[Floats]:
         """See `Engine.score`."""
         check_asked(asked, self.max_tokens)
-        order = sorted(range(len(asked)), key=lambda n: asked[n].prompt)
-        found: dict[int, Floats] = {}
-        for prompt, group in groupby(order, key=lambda n: asked[n].prompt):
-            numbers = list(group)
-            given = self._likelihoods(prompt, [asked[n].ids for n in numbers])
-            found.update(zip(numbers, given, strict=True))
-        return [found[n] for n in range(len(asked))]
+        return scored(asked, self._begin)
 
     def info(self) -> dict[str, Any]:
         """See `Engine.info`."""
@@ -123,18 +114,11 @@ class OnnxEngine:
             spans[places] = marks[places]
         return Scores(labels, spans)
 
-    def _likelihoods(self, prompt: Ids, continuations: Sequence[Ids]) -> Iterator[Floats]:
-        """What each token of continuations of one prompt is given; the prompt is run once."""
+    def _begin(self, prompt: Ids, more: int) -> Begun:
+        """Run a prompt whose continuations are scored; they have at most `more` ids."""
         start = len(prompt)
-        row, first = self._opening.begin(prompt, start + max(map(len, continuations)), 1)
-        for ids in continuations:
-            # One by one, each over the keys and values of the one before.
-            chances = [_log_chances(first, ids[:1])]
-            for n in range(0, len(ids) - 1, SCORED):
-                chosen = ids[n + 1 : n + 1 + SCORED]
-                fed = ids[n : n + len(chosen)]
-                chances.append(_log_chances(row.logits(fed, start + n, len(fed)), chosen))
-            yield np.concatenate(chances)
+        row, first = self._opening.begin(prompt, start + more, 1)
+        return Begun(first, lambda ids, at: row.logits(ids, start + at, len(ids)), _log_chances)
 
 
 class Opening:
@@ -217,15 +201,6 @@ class Steps:
         if self._opening.sessions.device == "cpu":
             begun[key] = self._rows[feed.row], logits
         return logits
-
-
-def _batches(requests: Sequence[Request] | dict[Request, None]) -> Iterator[list[Request]]:
-    """Requests that run together: candidates of one prompt, whose prompt is run once."""
-    order = sorted(requests, key=lambda request: request.prompt)
-    for _, group in groupby(order, key=lambda request: request.prompt):
-        together = list(group)
-        for start in range(0, len(together), BATCH):
-            yield together[start : start + BATCH]
 
 
 def _first(owner: NDArray[np.int64], segment: int) -> NDArray[np.int64]:

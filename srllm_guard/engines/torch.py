@@ -14,7 +14,6 @@ was decoded is scored, barred and drawn anew. On a CPU their keys and values are
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from srllm_guard.engines import linear
 from srllm_guard.engines.batches import padded, parts
 from srllm_guard.engines.checkpoint import Checkpoint, read_config
 from srllm_guard.engines.graphs import ROWS, Graphs
+from srllm_guard.engines.kin import Begun, candidates, scored
 from srllm_guard.engines.llama import Llama, Shape, unsupported
 from srllm_guard.engines.loading import Adapter, find_device, load_heads
 from srllm_guard.engines.loop import decode
@@ -52,9 +52,6 @@ WIDTH = 12
 
 BATCH = 16
 """Most windows that run together on CUDA, and candidates of one prompt on a CPU."""
-
-SCORED = 64
-"""Places whose logits are held at once when likelihoods are asked for."""
 
 
 class TorchEngine:
@@ -142,14 +139,8 @@ class TorchEngine:
     def score(self, asked: Sequence[Asked]) -> list[Floats]:
         """See `Engine.score`."""
         check_asked(asked, self.max_tokens)
-        order = sorted(range(len(asked)), key=lambda n: asked[n].prompt)
-        found: dict[int, Floats] = {}
         with torch.inference_mode():
-            for _, group in groupby(order, key=lambda n: asked[n].prompt):
-                numbers = list(group)
-                given = self._likelihoods(asked[numbers[0]].prompt, [asked[n].ids for n in numbers])
-                found.update(zip(numbers, given, strict=True))
-        return [found[n] for n in range(len(asked))]
+            return scored(asked, self._begin)
 
     def info(self) -> dict[str, Any]:
         """See `Engine.info`."""
@@ -166,11 +157,7 @@ class TorchEngine:
             for numbers in self._graphs.shares(asked):
                 yield [asked[n] for n in numbers]
             return
-        order = sorted(asked, key=lambda r: (r.prompt, r.temperature, r.seed, r.barred))
-        for _, group in groupby(order, key=lambda request: request.prompt):
-            together = list(group)
-            for start in range(0, len(together), BATCH):
-                yield together[start : start + BATCH]
+        yield from candidates(asked, BATCH)
 
     def _continue(self, batch: Sequence[Request]) -> list[Continuation]:
         if self._graphs is not None:
@@ -192,25 +179,16 @@ class TorchEngine:
             for n, window in enumerate(windows)
         ]
 
-    def _likelihoods(self, prompt: Ids, continuations: Sequence[Ids]) -> list[Floats]:
-        """What each token of continuations of one prompt is given; the prompt is run once."""
+    def _begin(self, prompt: Ids, more: int) -> Begun:
+        """Run a prompt whose continuations are scored; they have at most `more` ids."""
         layers, start = self._model.shape.layers, len(prompt)
-        cache = self._model.new_cache(1, start + max(map(len, continuations)), layers)
+        cache = self._model.new_cache(1, start + more, layers)
         last = self._opening.prompt(prompt, cache)  # [1, 1, H]
-        found = []
-        for ids in continuations:
-            # One by one, each over the keys and values of the one before: alone is as in company.
-            hidden = last
-            if len(ids) > 1:
-                more = self._opening.go_on(ids[:-1], start, cache, layers)
-                hidden = torch.cat((last, more), 1)
-            chances = []
-            for states, chosen in zip(hidden[0].split(SCORED), parts(ids, SCORED), strict=True):
-                logits = self._model.logits(states)  # [at most SCORED, V]
-                index = torch.tensor(chosen, device=self._device).unsqueeze(1)
-                chances.append(logits.gather(1, index)[:, 0] - logits.logsumexp(-1))
-            found.append(torch.cat(chances).cpu().numpy())
-        return found
+
+        def run(ids: Ids, at: int) -> Tensor:
+            return self._model.logits(self._opening.go_on(ids, start + at, cache, layers)[0])
+
+        return Begun(self._model.logits(last[0]), run, _chances)
 
     def _read(self, rows: Sequence[Ids], layers: int) -> Tensor:
         """States `[B, T, H]` of rows after so many layers, padded at the right."""
@@ -230,6 +208,13 @@ def suits(base: Path) -> bool:
         ModelError: its config.json cannot be read.
     """
     return unsupported(read_config(base)) is None
+
+
+def _chances(logits: Tensor, chosen: Ids) -> Floats:
+    """Natural logarithm of the probability of one id in each row of logits `[T, V]`, `[T]`."""
+    index = torch.tensor(chosen, device=logits.device).unsqueeze(1)
+    found: Floats = (logits.gather(1, index)[:, 0] - logits.logsumexp(-1)).cpu().numpy()
+    return found
 
 
 def _checked(layer: int, layers: int) -> int:

@@ -16,6 +16,8 @@ A table that is both embedding and output head is stored once, as the head needs
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,13 +50,14 @@ def convert(model: ModelProto, precision: str) -> None:
         precision: a name in `srllm_guard.models.exported.PRECISIONS`; "fp32" changes nothing.
     """
     if precision != "fp32":
-        _Rewriter(model, {"fp16": _Half, "int8": _Int8, "int4": _Int4}[precision]).run()
+        kinds: dict[str, Kind] = {"fp16": _Half, "int8": _Int8, "int4": _Int4}
+        _Rewriter(model, kinds[precision]).run()
 
 
 class _Rewriter:
     """Goes through the nodes of a graph and puts others in their places."""
 
-    def __init__(self, model: ModelProto, kind: type[_Kind]) -> None:
+    def __init__(self, model: ModelProto, kind: Kind) -> None:
         self._graph = model.graph
         self._held = {each.name: each for each in self._graph.initializer}
         self._added: dict[str, TensorProto] = {}
@@ -115,7 +118,7 @@ class _Rewriter:
         return name
 
 
-class _Kind:
+class _Kind(ABC):
     """What becomes of the nodes that have to do with weights."""
 
     cache = TensorProto.FLOAT
@@ -124,17 +127,21 @@ class _Kind:
     def __init__(self, graph: _Rewriter) -> None:
         self._graph = graph
 
+    @abstractmethod
     def product(self, node: NodeProto, name: str, weight: Array) -> None:
         """Replace a node that multiplies by the transpose of `weight` [N, K]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, node: NodeProto, name: str, table: Array) -> None:
         """Replace a node that looks up rows of `table` [V, H]."""
-        raise NotImplementedError
 
     def attention(self, node: NodeProto) -> None:
         """Replace or keep the attention of a layer."""
         self._graph.keep(node)
+
+
+Kind = Callable[[_Rewriter], _Kind]
+"""Makes what replaces the nodes of one graph."""
 
 
 class _Half(_Kind):

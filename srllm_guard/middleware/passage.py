@@ -317,6 +317,7 @@ class Passage:
                 action="mask" if masked else "block",
                 spans=moved(spans, self._base),
                 reasons=tuple(dict.fromkeys([*(reasons or ["unverified"]), *record.errors])),
+                rung="mask" if masked else "block",
             )
         )
         self.shown = len(text)

@@ -17,6 +17,7 @@ from srllm_guard.middleware.records import ABSENT, field
 from srllm_guard.middleware.selectors import Known, Place
 from srllm_guard.middleware.shapes import WITHOUT_TEXT, Visitor, Where
 from srllm_guard.middleware.stream import TextStream
+from srllm_guard.middleware.waiting import earliest
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
@@ -103,7 +104,7 @@ class Places:
     @property
     def due(self) -> float | None:
         """See `Part`."""
-        return min((at for text in self._texts.values() if (at := text.due)), default=None)
+        return earliest(self._texts.values())
 
     def take(self, item: Any) -> list[Any]:
         """See `Part`."""

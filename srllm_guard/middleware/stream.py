@@ -63,6 +63,8 @@ class TextStream:
         self._text = ""  # as far as it is still needed
         self._told = 0  # up to where segments are told
         self._high = ""  # half a character
+        self._complete: list[Segment] = []  # told, and not judged yet
+        self._seen = ""  # pushed and not shown, where nothing is held
         self._arrivals: deque[tuple[int, float]] = deque()  # ends of pieces that are held, and when
         self._dropped = 0  # characters before the text that is kept
         self._blocked: Blocked | None = None
@@ -77,17 +79,40 @@ class TextStream:
             Blocked: the rest is withheld, nothing is left to be shown before it, and the policy
                 says `on_block="raise"`.
         """
+        return self.advance() if self.push(chunk) else ""
+
+    def push(self, chunk: str) -> bool:
+        """Take a piece of the text, which costs next to nothing; says whether to `advance`.
+
+        Raises:
+            TypeError: not a string.
+        """
         if not isinstance(chunk, str):
             raise TypeError(f"expected str, got {type(chunk).__name__}")
         if self._policy.mode == "observe":
             self._whole.append(chunk)
-            return chunk
+            self._seen += chunk
+            return bool(chunk)
         if self.dead:
-            return self._given("")
+            return self._blocked is not None
         chunk = _PAIR.sub(_joined, self._high + chunk)
         self._high = chunk[-1:] if "\ud800" <= chunk[-1:] <= "\udbff" else ""
         self._append(chunk[: len(chunk) - len(self._high)])
-        return self._advance()
+        self._complete += self._read(final=False)
+        return bool(self._complete)
+
+    def advance(self) -> str:
+        """Judge what is complete; returns what may be shown now.
+
+        Raises:
+            Blocked: as `feed`.
+        """
+        if self._policy.mode == "observe":
+            shown, self._seen = self._seen, ""
+            return shown
+        if self.dead:
+            return self._given("")
+        return self._take([], last=False) if self._complete else ""
 
     def flush(self) -> str:
         """Judge what is held as if it were complete; a word that may go on is still held.
@@ -157,10 +182,6 @@ class TextStream:
             self._text += chunk
             self._arrivals.append((self._dropped + len(self._text), time.monotonic()))
 
-    def _advance(self) -> str:
-        found = self._read(final=False)
-        return self._take(found, last=False) if found else ""
-
     def _read(self, *, final: bool) -> list[Segment]:
         """The next segments, with a cut wherever too much would be held."""
         found: list[Segment] = []
@@ -189,6 +210,7 @@ class TextStream:
         return found
 
     def _take(self, found: list[Segment], *, last: bool, final: bool = False) -> str:
+        found, self._complete = self._complete + found, []
         calls = self._guard.runtime.gate.open(self._policy.deadline_ms)
         started = time.monotonic()
         shown = self._passage.take(self._text, found, self._told, calls, last=last)
@@ -254,7 +276,7 @@ def stream(guard: Guard, chunks: Iterable[str]) -> Generator[str, None, None]:
 
 async def astream(guard: Guard, chunks: AsyncIterable[str]) -> AsyncGenerator[str, None]:
     """See `Guard.astream`."""
-    text = TextStream(guard)
+    text, observed = TextStream(guard), guard.policy.mode == "observe"
     async with aclosing(atimed(chunks, lambda: text.due)) as pieces:
         while not text.dead:
             try:
@@ -265,11 +287,11 @@ async def astream(guard: Guard, chunks: AsyncIterable[str]) -> AsyncGenerator[st
                 raise
             if piece is _END:
                 break
-            if piece is None:
-                shown = await asyncio.to_thread(text.flush)
-            else:
-                shown = await asyncio.to_thread(text.feed, piece)
-            if shown:
+            if piece is not None and not text.push(piece):
+                continue
+            work = text.flush if piece is None else text.advance
+            # A thread only where the model has work.
+            if shown := work() if observed else await asyncio.to_thread(work):
                 yield shown
     while shown := await asyncio.to_thread(text.close):
         yield shown

@@ -17,12 +17,26 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
 Due = Callable[[], float | None]
 """`time.monotonic()` at which waiting ends; None where nothing is waited for."""
+
+
+class Waits(Protocol):
+    """What something is due for."""
+
+    @property
+    def due(self) -> float | None:
+        """`time.monotonic()` at which it is; None for never."""
+        ...
+
+
+def earliest(parts: Iterable[Waits]) -> float | None:
+    """When the first of several is due; None for never."""
+    return min((at for part in parts if (at := part.due) is not None), default=None)
 
 
 def timed(items: Iterable[T], due: Due, *, thread: bool = True) -> Generator[T | None, None, None]:

@@ -20,7 +20,7 @@ from srllm_guard.errors import MissingExtra, ModelError
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-_NAMES = {
+NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -31,6 +31,8 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+"""transformers' names of the parts of a layer."""
+
 _TOP = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -106,7 +108,7 @@ def _write_weights(reader: GGUFReader, config: dict[str, Any], path: Path) -> No
         if part in heads:
             values = _unpermute(values, heads[part])
         if tensor.name.startswith("blk."):
-            name = f"model.layers.{tensor.name.split('.')[1]}.{_NAMES[part]}.{ending}"
+            name = f"model.layers.{tensor.name.split('.')[1]}.{NAMES[part]}.{ending}"
         elif part in _TOP:
             name = f"{_TOP[part]}.{ending}"
         else:  # rope frequencies are computed, not stored

@@ -158,6 +158,7 @@ def _edits(document: Document, outcomes: Sequence[_Outcome]) -> tuple[Edit, ...]
                     action=edit.action,
                     spans=_moved(part, edit.spans),
                     reasons=edit.reasons,
+                    rung=edit.rung,
                 )
             )
             shift += len(new) - (end - start)
@@ -174,7 +175,7 @@ def _last(policy: Policy) -> tuple[EditAction, str]:
 def _whole(
     text: str, before: Detection, action: EditAction, message: str, reasons: tuple[str, ...]
 ) -> Edit:
-    return Edit(0, len(text), 0, len(message), text, message, action, before.spans, reasons)
+    return Edit(0, len(text), 0, len(message), text, message, action, before.spans, reasons, action)
 
 
 def _withheld_whole(

@@ -41,29 +41,12 @@ def moderation(action: Action, text: str, *reasons: str) -> Moderation:
     edits: tuple[Edit, ...] = ()
     if action in get_args(EditAction):
         span = (FLAGGED,)
-        edits = (Edit(0, len(SOURCE), 0, len(text), SOURCE, text, action, span, reasons),)  # type: ignore[arg-type]
+        edits = (Edit(0, len(SOURCE), 0, len(text), SOURCE, text, action, span, reasons, action),)  # type: ignore[arg-type]
     before = said(FLAGGED) if edits else said()
     return Moderation(action, text, SOURCE, before, said(), edits, PROVENANCE, {"detect": 2.0})
 
 
 PAIR = Pair("p-1", SOURCE, ("Be here at 9.",), ("lazy fool",))
-
-
-@pytest.mark.parametrize(
-    ("action", "reasons", "name"),
-    [
-        ("rewrite", ["toxicity: mild"], "rewrite"),
-        ("rewrite", ["toxicity: mild", "rewrite: kept_phrase"], "barred"),
-        ("rewrite", ["rewrite: length", "barred: empty", "candidates: length"], "candidates"),
-        ("rewrite", ["toxicity: mild", "unsafe_in_place"], "barred"),
-        ("rewrite", ["rewrite: length", "unsafe_in_place"], "candidates"),
-        ("mask", ["rewrite: length", "barred: empty", "candidates: empty"], "mask"),
-        ("block", ["rewrite: length"], "block"),
-    ],
-)
-def test_the_attempt_that_gave_an_edit(action: EditAction, reasons: list[str], name: str) -> None:
-    edit = Edit(0, 1, 0, 1, "a", "b", action, (), tuple(reasons))
-    assert systems.attempt(edit) == name
 
 
 def test_the_outcomes_of_a_set_are_counted() -> None:
@@ -78,7 +61,7 @@ def test_the_outcomes_of_a_set_are_counted() -> None:
     assert {k: v["value"] for k, v in told["of_flagged"].items()} == dict.fromkeys(
         ("rewrite", "mask", "block"), 0.3333
     )
-    assert told["result_of"] == {"barred": 1, "mask": 1, "block": 1}
+    assert told["result_of"] == {"rewrite": 1, "mask": 1, "block": 1}
     assert told["refused"] == {"rewrite: empty": 2, "rewrite: kept_phrase": 1}
     assert told["flagged_for"] == {"toxicity: mild": 3}
     assert told["errors"] == 0

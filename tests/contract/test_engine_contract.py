@@ -208,3 +208,18 @@ def test_a_continuation_is_scored_token_by_token_alone_or_together(
         assert one.dtype == np.float32
         assert (one <= 0).all()
         np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_what_is_less_likely_than_asked_for_stays_below(
+    engine: Engine, requests: list[Request]
+) -> None:
+    asked = [Asked(r.prompt, ids) for r in requests for ids in ((5, 6, 7, 8), (5, 6, 9), (40, 41))]
+    sums = [float(found.sum()) for found in engine.score(asked)]
+    for least in (min(sums) - 1, sorted(sums)[len(sums) // 2], max(sums) + 1):
+        bounded = engine.score([replace(each, least=least) for each in asked])
+        for each, found, exact in zip(asked, bounded, sums, strict=True):
+            assert found.shape == (len(each.ids),)
+            if exact > least + 1e-3:
+                assert found.sum() == pytest.approx(exact, abs=1e-3)
+            elif exact < least - 1e-3:
+                assert found.sum() < least

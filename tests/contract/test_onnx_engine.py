@@ -14,6 +14,7 @@ import pytest
 from srllm_guard.engines.base import Asked, Request, Window
 from srllm_guard.errors import ConfigError, EngineError, ModelError
 from srllm_guard.prompt import Prompt
+from tests.contract.alike import ignore_company, judge_alike, score_alike
 from tests.contract.conftest import Tiny, drafted, write_export
 
 pytest.importorskip("onnxruntime")
@@ -83,34 +84,19 @@ def test_it_writes_what_torch_writes(
 def test_it_judges_as_torch_does(
     engine: OnnxEngine, torch_engine: TorchEngine, windows: list[Window]
 ) -> None:
-    for one, other in zip(engine.detect(windows), torch_engine.detect(windows), strict=True):
-        np.testing.assert_allclose(one.labels, other.labels, atol=1e-4)
-        np.testing.assert_allclose(one.spans, other.spans, atol=1e-4)
+    judge_alike(engine, torch_engine, windows)
 
 
 def test_its_likelihoods_are_those_of_torch(
     engine: OnnxEngine, torch_engine: TorchEngine, requests: list[Request]
 ) -> None:
-    asked = [
-        Asked(request.prompt, request.draft[:length])
-        for request in requests
-        for length in (1, 2, len(request.draft))
-    ]
-    asked += [Asked((40,), (41, 42)), Asked(requests[0].prompt, (40,) * 150)]
-    for one, other in zip(engine.score(asked), torch_engine.score(asked), strict=True):
-        assert one.dtype == np.float32
-        np.testing.assert_allclose(one, other, atol=1e-4)
+    score_alike(engine, torch_engine, requests)
 
 
 def test_company_changes_not_a_bit(
     engine: OnnxEngine, requests: list[Request], windows: list[Window]
 ) -> None:
-    alone = [engine.detect([window])[0] for window in windows]
-    for one, other in zip(engine.detect(windows[::-1])[::-1], alone, strict=True):
-        assert np.array_equal(one.labels, other.labels)
-        assert np.array_equal(one.spans, other.spans)
-    counts = [(c.ids, c.steps) for c in engine.generate(requests)]
-    assert counts == [(c.ids, c.steps) for r in requests for c in engine.generate([r])]
+    ignore_company(engine, requests, windows)
 
 
 def test_long_prompts_are_run_in_parts(

@@ -15,6 +15,7 @@ import pytest
 from srllm_guard.engines.base import Asked, Request, Window
 from srllm_guard.errors import ConfigError, EngineError, ModelError
 from srllm_guard.prompt import Prompt
+from tests.contract.alike import ignore_company, judge_alike, score_alike
 from tests.contract.conftest import Tiny, drafted
 
 torch = pytest.importorskip("torch")
@@ -189,26 +190,23 @@ def test_it_judges_as_the_reference_does(
     windows = [prompt.window(text, [(0, len(text))])[0] for text in TEXTS]
     windows.append(Window((40, 41, 42), (0, 0, 1), 2))  # no opening
     windows.append(Window(prompt.opening, (-1,) * len(prompt.opening), 1))  # nothing else
-    for one, other in zip(engine.detect(windows), reference.detect(windows), strict=True):
-        np.testing.assert_allclose(one.labels, other.labels, atol=1e-4)
-        np.testing.assert_allclose(one.spans, other.spans, atol=1e-4)
+    judge_alike(engine, reference, windows)
 
 
 def test_its_likelihoods_are_those_of_the_reference(
     engine: TorchEngine, reference: ReferenceEngine, requests: list[Request]
 ) -> None:
-    asked = [
-        Asked(request.prompt, request.draft[:length])
-        for request in requests
-        for length in (1, 2, len(request.draft))
-    ]
-    asked += [Asked((40,), (41, 42)), Asked(requests[0].prompt, (40,) * 150)]
-    found, expected = engine.score(asked), reference.score(asked)
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == np.float32
-        np.testing.assert_allclose(one, other, atol=1e-4)
-    alone = [engine.score([each])[0] for each in asked]
-    assert all(np.array_equal(a, b) for a, b in zip(found, alone, strict=True))
+    asked, found = score_alike(engine, reference, requests)
+    # To the bit whatever is asked of other prompts.
+    by_prompt = {
+        prompt: [a for a in asked if a.prompt == prompt] for prompt in {a.prompt for a in asked}
+    }
+    alone = {
+        a: f
+        for group in by_prompt.values()
+        for a, f in zip(group, engine.score(group), strict=True)
+    }
+    assert all(np.array_equal(f, alone[a]) for a, f in zip(asked, found, strict=True))
     assert engine.score([]) == []
 
 
@@ -224,12 +222,7 @@ def test_on_a_cpu_company_changes_not_a_bit(
 ) -> None:
     engine = TorchEngine(tiny.bundle, tiny.base, "cpu", opening=prompt.opening)
     windows = [prompt.window(text, [(0, len(text))])[0] for text in TEXTS]
-    alone = [engine.detect([window])[0] for window in windows]
-    for one, other in zip(engine.detect(windows[::-1])[::-1], alone, strict=True):
-        assert np.array_equal(one.labels, other.labels)
-        assert np.array_equal(one.spans, other.spans)
-    counts = [(c.ids, c.steps) for c in engine.generate(requests)]
-    assert counts == [(c.ids, c.steps) for r in requests for c in engine.generate([r])]
+    ignore_company(engine, requests, windows)
 
 
 @pytest.mark.parametrize("kept", [0, 60, 1024])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.exactness import written
 from srllm_guard import Guard
 from srllm_guard.engines.base import Asked, Request
 from srllm_guard.ladder import rewrite_request
@@ -38,20 +39,9 @@ def requests(guard: Guard) -> list[Request]:
 
 
 def generated(model: Any, request: Request) -> tuple[tuple[int, ...], bool]:
-    """What `transformers.generate` finds, without any code of ours."""
-    import torch
-
-    ids = torch.tensor([request.prompt])
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=request.limit,
-        do_sample=False,
-        eos_token_id=sorted(request.stop),
-        pad_token_id=0,
-    )[0, len(request.prompt) :].tolist()
-    finished = out[-1] in request.stop
-    return tuple(out[:-1] if finished else out), finished
+    """What `transformers.generate` finds, and whether it met a stop id."""
+    ids, logits = written(model, request)
+    return ids, len(logits) > len(ids)
 
 
 def test_greedy_text_is_that_of_transformers(

@@ -184,3 +184,14 @@ def test_pairs_that_bring_many_new_words_can_be_left_out(prompt: Prompt) -> None
     more = rewriting.Pair("They smell.", ((5, 10),), "They.")
     added = rewriting.items([], prompt, 0, noisy=0, more=[more])
     assert [prompt.decode(item.target[:-1]) for item in added] == ["They."]
+
+
+def test_the_nearest_variation_is_taught_and_a_far_one_is_not(prompt: Prompt) -> None:
+    text = "you damn fool, come here"
+    far, near = "you made some strange mistake, walk over", "you, come here"
+    labels = labelled(unsafe="yes")
+    both = Example(text, (far, near), labels, None, source="paradetox")
+    alone = Example(text, (far,), labels, None, source="paradetox")
+    for seed in range(5):
+        items = rewriting.items([both, alone], prompt, seed, most_new=1, nearest=True)
+        assert [prompt.decode(item.target[:-1]) for item in items] == [near]

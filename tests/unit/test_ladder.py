@@ -35,27 +35,29 @@ def test_second_attempt_bars_the_phrase() -> None:
 
 def test_third_attempt_draws_candidates() -> None:
     engine = ByteEngine(words={"idiot": "toxicity", "person": "harm"})
-    result = guard(engine).moderate("You idiot.")
+    result = guard(engine, candidates=4).moderate("You idiot.")
     assert result.action == "rewrite"
+    assert [edit.rung for edit in result.edits] == ["candidates"]
     drawn = engine.asked[2:]
     assert len(drawn) == 4
     assert len({request.seed for request in drawn}) == 4
     assert {request.temperature for request in drawn} == {0.7}
     two = ByteEngine(words=engine.words)
-    guard(two).moderate("You idiot. That idiot.")
+    guard(two, candidates=4).moderate("You idiot. That idiot.")
     assert len({request.seed for request in two.asked[4:]}) == 8  # each segment has its own
     assert {request.seed for request in drawn} < {request.seed for request in two.asked[4:]}
-    again = guard(ByteEngine(words=engine.words)).moderate("You idiot.")
+    again = guard(ByteEngine(words=engine.words), candidates=4).moderate("You idiot.")
     assert again == result
     other = ByteEngine(words=engine.words)
-    guard(other, seed=1).moderate("You idiot.")
+    guard(other, candidates=4, seed=1).moderate("You idiot.")
     assert {r.seed for r in other.asked[2:]} != {r.seed for r in drawn}
 
 
 def test_no_candidates_are_drawn_when_none_are_asked_for() -> None:
     engine = ByteEngine(words={"idiot": "toxicity", "person": "harm"})
-    result = guard(engine, candidates=0).moderate("You idiot.")
+    result = guard(engine).moderate("You idiot.")
     assert result.action == "mask"
+    assert [edit.rung for edit in result.edits] == ["mask"]
     assert len(engine.asked) == 2
 
 

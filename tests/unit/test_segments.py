@@ -177,7 +177,7 @@ def test_time_is_linear(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     started = time.process_time()
     segments(text)
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 60  # some seconds; hours if it were not
 
 
 def test_segment_is_frozen() -> None:

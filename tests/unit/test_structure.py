@@ -123,7 +123,7 @@ def test_spans_and_edits_stand_where_they_are_in_the_document(byte_guard: Guard)
 
 def test_what_does_not_fit_takes_the_next_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.byte_engine.GREEDY", "man, woman")
-    result = guard().moderate("1,you idiot\n2,x", format="csv")
+    result = guard(candidates=4).moderate("1,you idiot\n2,x", format="csv")
     assert "rewrite: breaks_structure" in result.edits[0].reasons
     assert result.action == "rewrite"  # one of the candidates fits
     assert len(result.text.split(",")) == 3

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
-from functools import partial
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from langchain_core.language_models import BaseChatModel
@@ -27,7 +26,7 @@ from srllm_guard.middleware.langchain.messages import (
     moderated_one,
     walk_message,
 )
-from srllm_guard.middleware.waiting import atimed, timed
+from srllm_guard.middleware.langchain.piped import apiped, piped
 from srllm_guard.policy import Policy
 
 if TYPE_CHECKING:
@@ -159,10 +158,7 @@ class GuardedChatModel(BaseChatModel):
             yield from chunks
             return
         stream = GenerationStream(guard, self.on_answer)
-        with closing(timed(chunks, lambda: stream.due)) as timely:
-            for chunk in timely:
-                yield from stream.flush() if chunk is None else stream.feed(chunk)
-        yield from stream.close()
+        yield from piped(chunks, stream)
         stream.tell()
 
     async def _astream(
@@ -181,13 +177,9 @@ class GuardedChatModel(BaseChatModel):
                 yield chunk
             return
         stream = GenerationStream(guard, self.on_answer)
-        async with aclosing(atimed(chunks, lambda: stream.due)) as timely:
-            async for each in timely:
-                work = stream.flush if each is None else partial(stream.feed, each)
-                for shown in await asyncio.to_thread(work):
-                    yield shown
-        for shown in await asyncio.to_thread(stream.close):
-            yield shown
+        async with aclosing(apiped(chunks, stream)) as released:
+            async for shown in released:
+                yield shown
         stream.tell()
 
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:

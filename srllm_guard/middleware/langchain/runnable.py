@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, closing
-from functools import partial
 from typing import Annotated, Any
 
 from langchain_core.messages import AnyMessage
@@ -17,8 +15,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf
 
 from srllm_guard.guard import Guard
 from srllm_guard.middleware.langchain.messages import moderated, moderated_one, walk_value
+from srllm_guard.middleware.langchain.piped import apiped, piped
 from srllm_guard.middleware.langchain.values import ValueStream
-from srllm_guard.middleware.waiting import atimed, timed
 from srllm_guard.policy import Policy
 
 
@@ -160,18 +158,7 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         return moderated(self._guard(), values, self._walk)
 
     def _stream(self, values: Iterator[Any]) -> Iterator[Any]:
-        stream = ValueStream(self._guard(), self.key)
-        with closing(timed(values, lambda: stream.due)) as timely:
-            for value in timely:
-                yield from stream.flush() if value is None else stream.feed(value)
-        yield from stream.close()
+        return piped(values, ValueStream(self._guard(), self.key))
 
-    async def _astream(self, values: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        stream = ValueStream(self._guard(), self.key)
-        async with aclosing(atimed(values, lambda: stream.due)) as timely:
-            async for value in timely:
-                work = stream.flush if value is None else partial(stream.feed, value)
-                for shown in await asyncio.to_thread(work):
-                    yield shown
-        for shown in await asyncio.to_thread(stream.close):
-            yield shown
+    def _astream(self, values: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        return apiped(values, ValueStream(self._guard(), self.key))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from srllm_guard.middleware.openai.held import Held
 from srllm_guard.middleware.openai.payload import CALLS, MESSAGE_TEXTS
+from srllm_guard.middleware.waiting import earliest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +41,7 @@ class ChatEvents:
     @property
     def due(self) -> float | None:
         """When `flush` is due, on the clock of `time.monotonic`; None for never."""
-        times = [due for each in self._choices.values() if (due := each.due) is not None]
-        return min(times, default=None)
+        return earliest(self._choices.values())
 
     def take(self, chunk: Chunk) -> list[Chunk]:
         """The chunks to show, now that this one has come.
@@ -98,8 +98,7 @@ class _Choice:
 
     @property
     def due(self) -> float | None:
-        times = [due for each in self._texts.values() if (due := each.due) is not None]
-        return min(times, default=None)
+        return earliest(self._texts.values())
 
     def take(self, choice: Chunk) -> tuple[list[Chunk], Chunk | None]:
         """Choices to show in chunks of their own, and what is left of this one."""

@@ -14,6 +14,7 @@ from srllm_guard.middleware.openai.payload import (
     moderate,
     part_slots,
 )
+from srllm_guard.middleware.waiting import earliest
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
@@ -57,8 +58,7 @@ class ResponseEvents:
     @property
     def due(self) -> float | None:
         """When `flush` is due, on the clock of `time.monotonic`; None for never."""
-        times = [due for each in self._open.values() if (due := each.due) is not None]
-        return min(times, default=None)
+        return earliest(self._open.values())
 
     def take(self, event: Event) -> list[Event]:
         """The events to show, now that this one has come.

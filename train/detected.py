@@ -1,0 +1,80 @@
+"""Training examples with the marks that a detector sets, in place of those that people set.
+
+At run time the rewriter is shown what the detector found: half of a phrase, one too many, two of
+three. A rewriter that only ever saw the marks of people is seldom sure of its answer there. So a
+share of the pairs is marked by the bundle that training starts from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from srllm_guard import Guard
+from srllm_guard.errors import ConfigError
+from train.config import Config
+from train.example import Span
+from train.finetune import Corpus, pools
+from train.schema import json_lines
+
+AT_ONCE = 256
+"""Texts that are judged between two writes to the disk."""
+
+
+def detected(
+    config: Config, start: Path | None, weights: Path, corpus: Corpus, out: Path
+) -> dict[str, tuple[Span, ...]]:
+    """For each text that training rewrites and the bundle flags: the spans that it finds there.
+
+    Kept in `out`, so that a run that was killed goes on from what it had.
+
+    Raises:
+        ConfigError: training starts from no bundle.
+    """
+    if start is None:
+        raise ConfigError(
+            f"{config.name} learns from the marks of a bundle.",
+            hint="Give the bundle with --from-bundle, or leave [data] detected_marks out.",
+        )
+    kept = out / "detected.jsonl"
+    found = (
+        {row["text"]: _spans(row["spans"]) for _, row in json_lines(kept)} if kept.is_file() else {}
+    )
+    wanted = dict.fromkeys(
+        example.text
+        for number in range(config.training.epochs)
+        for pool in pools(corpus, config, number).values()
+        for example in pool
+        if example.unsafe and example.safe and example.text not in found
+    )
+    texts = list(wanted)
+    guard = Guard(start, base=weights)
+    out.mkdir(parents=True, exist_ok=True)
+    for first in range(0, len(texts), AT_ONCE):
+        part = texts[first : first + AT_ONCE]
+        new = dict(zip(part, _judged(guard, part), strict=True))
+        with kept.open("a", encoding="utf-8") as lines:
+            for text, spans in new.items():
+                lines.write(json.dumps({"text": text, "spans": spans}, ensure_ascii=False) + "\n")
+        found |= new
+    return {text: spans for text, spans in found.items() if spans}
+
+
+def _judged(guard: Guard, texts: list[str]) -> list[tuple[Span, ...]]:
+    return [_joined((s.start, s.end) for s in each.spans) for each in guard.detect_many(texts)]
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[Span, ...]:
+    """Ranges in order, apart from one another; the rewriter is not told what is wrong with each."""
+    joined: list[Span] = []
+    for start, end in sorted(ranges):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]), "bias")
+        else:
+            joined.append((start, end, "bias"))
+    return tuple(joined)
+
+
+def _spans(rows: Iterable[list[int | str]]) -> tuple[Span, ...]:
+    return tuple((int(start), int(end), str(category)) for start, end, category in rows)
