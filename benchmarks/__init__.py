@@ -1,1 +1,1 @@
-"""How well the guard works: `python -m benchmarks.detection` and `python -m benchmarks.quality`."""
+"""How well and how fast the guard works; see benchmarks/README.md."""

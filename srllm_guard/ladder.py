@@ -1,4 +1,4 @@
-"""The ladder: rewrite, sample candidates, mask, block; each step verified before it counts."""
+"""The ladder: rewrite, sample, leave out, mask, block; each step verified before it counts."""
 
 from __future__ import annotations
 

@@ -64,8 +64,9 @@ class Policy:
     fail_open: bool = False
     """Whether errors and missed deadlines of the model release the original."""
     candidates: int = 0
-    """How many rewrites the rung "candidates" samples, 0 to 32; 0 leaves the rung out. With 4 a
-    sentence that would be masked takes twice the time, and one in thirty is rewritten after all."""
+    """How many rewrites the rung "candidates" samples, 0 to 32; 0 leaves the rung out. The
+    marked phrases may not occur in them. With 4 a sentence that would be masked takes more than
+    twice the time, and one in thirty is rewritten after all."""
     temperature: float = 0.7
     """Temperature of that sampling, above 0 and at most 2."""
     seed: int = 0

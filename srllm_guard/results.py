@@ -163,7 +163,8 @@ class Provenance:
     bundle: str
     """Name of the bundle (adapter, heads and thresholds)."""
     bundle_hash: str
-    """SHA-256 over the files of the bundle, hexadecimal."""
+    """SHA-256 of the bundle's manifest without its figures, hexadecimal; the manifest holds the
+    hashes of the other files."""
     base_hash: str
     """SHA-256 of the base weights, hexadecimal."""
     policy_hash: str

@@ -1,7 +1,7 @@
 """Checks records of the CMD schema and counts them.
 
     python -m train.audit train/data/*.jsonl
-    python -m train.audit train/data/*.jsonl --against ../data/dev/*.jsonl
+    python -m train.audit train/data/*.jsonl --against DATA/dev/*.jsonl
 
 Errors (a record that breaks the schema or contradicts itself, an id that comes twice) end with exit
 status 1. Remarks are for a reader to judge: near-duplicates, and numbers, URLs and the like outside

@@ -54,7 +54,8 @@ Guard(model="FOLDER").rewrite("...")
 ## Dev figures
 {figures}
 
-Threshold {threshold}, span threshold {span_threshold}; both chosen on dev data.
+Threshold {threshold}, chosen on ordinary texts or dev data; span threshold {span_threshold}, on
+dev data.
 
 ## Reported figures
 <!-- figures -->
@@ -146,13 +147,16 @@ def _card(config: Config, calibration: Calibration, manifest: Manifest) -> str:
     for name, figures in manifest.metrics["dev"].items():
         cells = (figures[key] for key in ("segments", "average_precision", "auroc"))
         rows.append(f"| {name} | {' | '.join('-' if c is None else str(c) for c in cells)} |")
+    sources = [*manifest.training["data"]]
+    if start := manifest.training["start"]:
+        sources.append(f"what the bundle {start[:12]} was made of, from which training went on")
     return CARD.format(
         name=config.name,
         base=config.base.repo,
         license=config.base.license or "other",
         r=config.lora.r,
         layer=manifest.layer,
-        sources="\n".join(f"- {name}" for name in manifest.training["data"]),
+        sources="\n".join(f"- {name}" for name in sources),
         figures="\n".join(rows),
         threshold=calibration.threshold,
         span_threshold=calibration.span_threshold,

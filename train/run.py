@@ -1,6 +1,6 @@
 """From data to a bundle.
 
-    python -m train.run train/configs/smollm2_135m.toml --data DATA --out runs/smollm2
+    python -m train.run train/configs/smollm2_135m_1.toml --data DATA --out runs/1
 
 `DATA` is a folder with `train/` and `dev/` as `train.sources` describes them; without it only the
 authored records of `train/data/` are used. Run the same command again after a kill: it goes on from

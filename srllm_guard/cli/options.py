@@ -121,11 +121,15 @@ def _add_file_options(command: argparse.ArgumentParser) -> None:
 
 def _add_guard_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("model and policy")
-    group.add_argument("--model", metavar="NAME", help="bundle: a folder or a Hub id (shipped one)")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help="folder or Hub id of a bundle, or folder of an export (shipped bundle)",
+    )
     group.add_argument(
         "--device", default="auto", metavar="NAME", help="cpu, cuda or auto (%(default)s)"
     )
-    group.add_argument("--engine", metavar="NAME", help="engine to run the model (best at hand)")
+    group.add_argument("--engine", metavar="NAME", help="torch, reference or onnx (best at hand)")
     group.add_argument("--policy", type=Path, metavar="FILE", help="policy as a TOML file")
     group.add_argument(
         "--threshold", type=float, metavar="P", help="unsafe from this score on, 0 to 1"
@@ -133,7 +137,7 @@ def _add_guard_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--on-fail",
         choices=("block", "mask", "pass"),
-        help="what ends the ladder when no rewrite is verified",
+        help="what ends the ladder when no rewrite is verified; pass needs fail_open in --policy",
     )
 
 

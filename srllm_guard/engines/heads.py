@@ -1,8 +1,8 @@
 """The detection heads of SR-LLM: label logits for each segment, span logits for each token.
 
 They read the hidden states of one early layer of the tuned language model. That model is causal, so
-a token has not seen what follows it; two small bidirectional blocks give the heads the right
-context before they judge.
+a token has not seen what follows it; two small bidirectional blocks read each segment with what
+stands before it, up to its own end, before they judge.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from train import finetune
 from train.config import Config
 from train.corpus import corpus
 from train.detected import detected
+from train.example import Span
 from train.run import main, run
 
 FIRST = CONFIG.replace("epochs = 4", "epochs = 2")
@@ -55,7 +56,7 @@ def test_marks_are_those_that_the_guard_finds(
     assert detected(config, first, base, made, tmp_path) == found
     assert kept.read_bytes() == before
 
-    odd = {e.text: ((0, 3, "bias"),) for e in unsafe}
+    odd: dict[str, tuple[Span, ...]] = {e.text: ((0, 3, "bias"),) for e in unsafe}
     plain = finetune.epoch(made, prompt, config, 0)
     taught = finetune.epoch(replace(made, detected=odd), prompt, config, 0)
     assert plain != taught
