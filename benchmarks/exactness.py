@@ -40,10 +40,9 @@ from srllm_guard.engines.loading import load_model
 from srllm_guard.engines.torch import TorchEngine
 from srllm_guard.errors import GuardError
 from srllm_guard.labels import UNSAFE
-from srllm_guard.ladder import rewrite_request
 from srllm_guard.models.bundle import Calibration
 from srllm_guard.models.store import find_base, find_bundle
-from srllm_guard.prompt import Prompt
+from srllm_guard.prompt import Prompt, rewrite_request
 from srllm_guard.runtime import Runtime, load
 
 T = TypeVar("T")

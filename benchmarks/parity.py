@@ -27,8 +27,8 @@ from srllm_guard.engines.base import Continuation, Request
 from srllm_guard.errors import GuardError
 from srllm_guard.export import export
 from srllm_guard.export.parity import flipped
-from srllm_guard.ladder import rewrite_request
 from srllm_guard.models.exported import PRECISIONS, is_exported
+from srllm_guard.prompt import rewrite_request
 from srllm_guard.results import Detection, Moderation
 from srllm_guard.runtime import Runtime, load
 from srllm_guard.text.segments import Segment

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from benchmarks.metrics import Range
-from srllm_guard.ladder import rewrite_request
+from srllm_guard.prompt import rewrite_request
 from srllm_guard.runtime import Runtime
 from srllm_guard.text.segments import Segment, segments
 

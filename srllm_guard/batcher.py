@@ -10,17 +10,16 @@ deadline passes is gone from the line, and its parts behind are never begun.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
-from weakref import WeakSet
 
 from srllm_guard.engines.base import Engine
 from srllm_guard.errors import DeadlineExceeded, EngineError, GuardError
+from srllm_guard.forks import renew_in_children
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -90,10 +89,10 @@ class Batcher:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._together = max(1, int(getattr(engine, "together", 1)))
-        self.clear()
-        _ALL.add(self)
+        self.renew()
+        renew_in_children(self)
 
-    def clear(self) -> None:
+    def renew(self) -> None:
         """Forget the line: after a fork its threads are those of the parent."""
         self._lock = threading.Condition()
         self._line: deque[_Part[Any, Any]] = deque()
@@ -209,7 +208,7 @@ class Batcher:
         items = [item for part in batch for item in part.items]
         try:
             found = batch[0].verb.run(self.engine, items)
-        except Exception:  # noqa: BLE001 - the part at fault meets it again, alone
+        except BaseException:  # noqa: BLE001 - the part at fault meets it again, alone
             return False
         at = 0
         for part in batch:
@@ -217,15 +216,3 @@ class Batcher:
             at += len(part.items)
             part.done.set()
         return True
-
-
-_ALL: WeakSet[Batcher] = WeakSet()
-
-
-def _forked() -> None:
-    for each in list(_ALL):
-        each.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

@@ -65,6 +65,11 @@ class GuardError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()
 
+    @property
+    def line(self) -> str:
+        """The class and the message, without the hint: what results say of an error."""
+        return f"{type(self).__name__}: {self.message}"
+
     def _rebuild(self) -> tuple[Callable[..., GuardError], tuple[Any, ...]]:
         build = partial(type(self), hint=self.hint, retryable=self.retryable)
         return build, (self.message,)

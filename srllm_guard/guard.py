@@ -21,7 +21,7 @@ from srllm_guard.runtime import Runtime, load
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from srllm_guard.ladder import Fits
+    from srllm_guard.job import Fits
     from srllm_guard.structure.document import Document
     from srllm_guard.structure.formats import Format
     from srllm_guard.structure.tool_calls import ToolCallModeration
@@ -45,7 +45,8 @@ class Guard(MiddlewareVerbs):
         threads: of torch, in the whole process, or of ONNX Runtime; None is one for each physical
             core.
         on_result: called once with every `Moderation` that this guard makes, for audits, in the
-            thread that made it; what it raises reaches the caller.
+            thread that made it; what it raises reaches the caller. Streams that are only observed
+            are judged after their end, in a thread that nobody waits for.
 
     A guard is safe to share between threads and keeps no state between calls.
 
@@ -107,7 +108,7 @@ class Guard(MiddlewareVerbs):
 
         Raises:
             TypeError: not a string.
-            FormatError: the text is not in this format.
+            FormatError, ConfigError, MissingExtra: because of the format, see `moderate`.
             EngineError: the model failed, or missed the policy's deadline.
         """
         return self.detect_many([text], format=format)[0]
@@ -131,13 +132,13 @@ class Guard(MiddlewareVerbs):
 
         Raises:
             TypeError: not a string. The model's failures do not raise: the policy decides.
-            FormatError: the text is not in this format.
+            FormatError, ConfigError, MissingExtra: because of the format, see `moderate`.
             Blocked: the text was withheld, and the policy says `on_block="raise"`.
         """
         return self.released(self.moderate(text, format=format))
 
     def rewrite_many(self, texts: Iterable[str], *, format: Format = "text") -> list[str]:
-        """Rewrite texts together: the results of `rewrite`, in order."""
+        """Rewrite texts together: the results of `rewrite`, in order. Errors as `rewrite`."""
         return [self.released(result) for result in self.moderate_many(texts, format=format)]
 
     def moderate(self, text: str, *, format: Format = "text") -> Moderation:
@@ -160,7 +161,7 @@ class Guard(MiddlewareVerbs):
         return self.moderate_many([text], format=format)[0]
 
     def moderate_many(self, texts: Iterable[str], *, format: Format = "text") -> list[Moderation]:
-        """Moderate texts together: the results of `moderate`, in order.
+        """Moderate texts together: the results of `moderate`, in order. Errors as `moderate`.
 
         The policy's deadline is one for the whole call.
         """

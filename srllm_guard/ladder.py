@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 from srllm_guard.calls import Calls
 from srllm_guard.detector import GAP, NOTHING, Detector, Verdict
 from srllm_guard.engines.base import Asked, Request
 from srllm_guard.errors import DeadlineExceeded, EngineError
+from srllm_guard.job import Job, Outcome
 from srllm_guard.language import language
 from srllm_guard.policy import Policy
-from srllm_guard.prompt import Prompt, Range, left_context
-from srllm_guard.results import Span
+from srllm_guard.prompt import Prompt, Range, rewrite_request
 from srllm_guard.text.protect import unprotected
 from srllm_guard.text.segments import Segment
 from srllm_guard.trim import trims
 from srllm_guard.verify import closeness, faults, omission_faults
 
-Outcome = Literal["rewrite", "mask"]
 Flags = Callable[[str, Sequence[Verdict]], list[bool]]
 """Which verdicts on segments of a text the policy calls unsafe."""
-
-Fits = Callable[[int, int, str], bool]
-"""Whether the document around a text keeps its structure when a range of the text is replaced."""
-
-SLACK = 24
-"""Tokens that a rewrite may have beyond twice its source."""
 
 DELETED = 3.0
 """How much less likely a deletion may be than what the model says: it makes nothing up. Of 16 dev
@@ -40,56 +32,6 @@ of ParaDetox sources within -3.0, 38 were read as good; of the next 18, 10."""
 
 BREAKS = "breaks_structure"
 """The reason why a replacement is refused that does not fit."""
-
-
-@dataclass(slots=True)
-class Job:
-    """One flagged segment on its way down the ladder."""
-
-    text: str
-    """The whole text that it stands in."""
-    segment: Segment
-    spans: tuple[Span, ...]
-    """The unsafe phrases, at offsets of the segment."""
-    before: tuple[Segment, ...] = ()
-    """The safe segment right before, if there is one: context for verification."""
-    behind: tuple[Segment, ...] = ()
-    """The safe segment right behind."""
-    reasons: list[str] = field(default_factory=list)
-    """Why it was flagged, and why earlier attempts were refused."""
-    replacement: str | None = None
-    """What was verified; None as long as nothing was."""
-    outcome: Outcome | None = None
-    rung: str | None = None
-    """The rung that gave the replacement."""
-    tried: int = 0
-    """Attempts that are behind it; it never goes back to one of them."""
-    errors: list[str] = field(default_factory=list)
-    """What went wrong inside the model."""
-    fits: Fits | None = None
-    """Whether a replacement breaks the document that `text` is a part of; None: nothing can."""
-
-    @property
-    def source(self) -> str:
-        """The segment as it was."""
-        return self.text[self.segment.start : self.segment.end]
-
-    @property
-    def is_coarse(self) -> bool:
-        """Whether all that was found is toxic, and nothing biased or harmful."""
-        return bool(self.spans) and all(span.category == "toxicity" for span in self.spans)
-
-    @property
-    def has_company(self) -> bool:
-        """Whether a safe sentence stands beside it on its line."""
-        gaps = [self.text[s.end : self.segment.start] for s in self.before]
-        gaps += [self.text[self.segment.end : s.start] for s in self.behind]
-        return any(not gap.strip(" \t") for gap in gaps)
-
-    def reopen(self, reason: str) -> None:
-        """Take the replacement back: the next attempt has to find another one."""
-        self.replacement = self.outcome = self.rung = None
-        self.reasons.append(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +120,7 @@ class Ladder:
         except EngineError as error:
             if len(jobs) == 1:
                 jobs[0].reasons.append(f"{attempt.name}: {type(error).__name__}")
-                jobs[0].errors.append(named(error))
+                jobs[0].errors.append(error.line)
                 return
             # One segment must not cost the others their rewrite.
             for job in jobs:
@@ -208,7 +150,7 @@ class Ladder:
         if self._likelihood is None:
             return found
         return [
-            list(dict.fromkeys([*texts, *trims(job.source, self._marks(job))]))
+            list(dict.fromkeys([*texts, *self._cuts(job)]))
             for job, texts in zip(jobs, found, strict=True)
         ]
 
@@ -242,6 +184,11 @@ class Ladder:
 
     def _marks(self, job: Job) -> list[Range]:
         return unprotected(job.source, job.spans, self._policy) or [(0, len(job.source))]
+
+    def _cuts(self, job: Job) -> list[str]:
+        if job.cuts is None:
+            job.cuts = trims(job.source, self._marks(job))
+        return job.cuts
 
     def _masks(self, job: Job) -> list[str]:
         """The unsafe phrases masked; or all but the protected parts."""
@@ -321,14 +268,11 @@ class Ladder:
         attempt: Attempt,
     ) -> list[tuple[Job, int, str]]:
         """The proposals that are likely enough; less will do for coarse words and deletions."""
-        cuts: dict[int, list[str]] = {}
         found = []
         for job, rank, text in open_:
             chance = chances[id(job), text]
             bound = least - COARSE if job.is_coarse else least
-            if chance < bound and id(job) not in cuts:
-                cuts[id(job)] = trims(job.source, self._marks(job))
-            if chance >= bound or (chance >= least - DELETED and text in cuts[id(job)]):
+            if chance >= bound or (chance >= least - DELETED and text in self._cuts(job)):
                 found.append((job, rank, text))
             else:
                 job.reasons.append(f"{attempt.name}: unlikely")
@@ -372,23 +316,6 @@ class Ladder:
             (verdicts[at], bound(text, verdicts)[at]) if here else (NOTHING, False)
             for verdicts, (text, _, at, here) in zip(found, texts, strict=True)
         ]
-
-
-def rewrite_request(prompt: Prompt, text: str, segment: Segment, marks: Sequence[Range]) -> Request:
-    """One greedy rewrite of a segment of `text`; the marks are at offsets of the segment."""
-    source = text[segment.start : segment.end]
-    ids = prompt.encode(source)
-    return Request(
-        prompt=prompt.rewrite(source, marks, left_context(text, segment.start)),
-        stop=frozenset({prompt.end}),
-        limit=2 * len(ids) + SLACK,
-        draft=tuple(ids),
-    )
-
-
-def named(error: EngineError) -> str:
-    """An error in one line, for results."""
-    return f"{type(error).__name__}: {error.message}"
 
 
 def _masked(source: str, ranges: Sequence[Range], mask: str) -> str:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from srllm_guard import __version__
 from srllm_guard.calls import Calls
 from srllm_guard.detector import DIGITS, Detector, Verdict, summarise
-from srllm_guard.draft import Draft, Repair
+from srllm_guard.draft import Draft
 from srllm_guard.errors import DeadlineExceeded, EngineError
-from srllm_guard.ladder import Ladder, named
+from srllm_guard.ladder import Ladder
 from srllm_guard.language import Language, language
 from srllm_guard.policy import Policy
+from srllm_guard.repair import Repair
 from srllm_guard.results import Detection, Edit, Moderation, Provenance, Span
 from srllm_guard.text.protect import Protected, protected
 from srllm_guard.text.segments import Segment, segments
@@ -48,7 +49,7 @@ class Moderator:
             version=__version__,
         )
 
-    def judge(self, texts: Sequence[str], calls: Calls, stage: str = "detect") -> list[Draft]:
+    def judge(self, texts: Sequence[str], calls: Calls) -> list[Draft]:
         """Segment and judge texts; of a text in another language, its English sentences alone.
 
         Raises:
@@ -59,9 +60,7 @@ class Moderator:
             tuple(s for s in segments(text) if s.kind == "prose" and _readable(text, s, found))
             for text, found in zip(texts, languages, strict=True)
         ]
-        judged = self._detector.judge(
-            list(zip(texts, prose, strict=True)), lambda windows: calls.detect(windows, stage)
-        )
+        judged = self._detector.judge(list(zip(texts, prose, strict=True)), calls.detect)
         drafts = []
         for text, parts, verdicts, found in zip(texts, prose, judged, languages, strict=True):
             flags = self._flags(text, verdicts)
@@ -137,7 +136,7 @@ class Moderator:
     def failed(self, text: str, error: EngineError, calls: Calls) -> Moderation:
         """The outcome for a text that could not be judged."""
         draft = Draft(text, (), (), (), Language(None, 0.0, False))
-        errors = (named(error),)
+        errors = (error.line,)
         if self._policy.fail_open or self._policy.mode == "observe":
             return self._result("unverified", draft, calls, errors=errors)
         return self._withheld(draft, calls, errors, errors)
@@ -175,7 +174,7 @@ class Moderator:
             jobs = [job for repair in repairs.values() for job in repair.jobs.values()]
             self._ladder.walk(jobs, calls)
         except DeadlineExceeded as error:
-            return dict.fromkeys(repairs, named(error))
+            return dict.fromkeys(repairs, error.line)
         return {}
 
     def _look(self, repairs: Mapping[int, Repair], calls: Calls) -> dict[int, str]:
@@ -190,7 +189,7 @@ class Moderator:
             )
         except EngineError as error:
             if len(repairs) == 1 or isinstance(error, DeadlineExceeded):
-                return dict.fromkeys(repairs, named(error))
+                return dict.fromkeys(repairs, error.line)
             # One text must not cost the others their release.
             alone = (self._look({n: repair}, calls) for n, repair in repairs.items())
             return {n: why for failed in alone for n, why in failed.items()}

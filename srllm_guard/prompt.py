@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from srllm_guard.engines.base import Ids, Window
+from srllm_guard.engines.base import Ids, Request, Window
 from srllm_guard.errors import BundleError
+from srllm_guard.text.segments import Segment
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,6 +25,9 @@ Range = tuple[int, int]
 
 MAX_CONTEXT = 200
 """Most characters of context that a rewrite sees."""
+
+SLACK = 24
+"""Tokens that a rewrite may have beyond twice its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +219,18 @@ class Prompt:
                 hint="Use the base model that the bundle was trained on.",
             )
         return int(index)
+
+
+def rewrite_request(prompt: Prompt, text: str, segment: Segment, marks: Sequence[Range]) -> Request:
+    """One greedy rewrite of a segment of `text`; the marks are at offsets of the segment."""
+    source = text[segment.start : segment.end]
+    ids = prompt.encode(source)
+    return Request(
+        prompt=prompt.rewrite(source, marks, left_context(text, segment.start)),
+        stop=frozenset({prompt.end}),
+        limit=2 * len(ids) + SLACK,
+        draft=tuple(ids),
+    )
 
 
 def left_context(text: str, start: int) -> str:

@@ -166,7 +166,8 @@ class Provenance:
     """SHA-256 of the bundle's manifest without its figures, hexadecimal; the manifest holds the
     hashes of the other files."""
     base_hash: str
-    """SHA-256 of the base weights, hexadecimal."""
+    """SHA-256 of the base weights, hexadecimal; repository and revision of a base in several
+    files."""
     policy_hash: str
     """`Policy.hash` of the policy that decided."""
     engine: str
@@ -191,8 +192,9 @@ class Moderation:
     action: Action
     """ "pass": released as it was. "rewrite": parts were rewritten. "mask": parts were masked.
     "block": withheld, `text` is the block message; of a text with a format (JSON, HTML, ...) at
-    least one part was. "unverified": released without a verdict, because the model was not
-    validated for it."""
+    least one part was. "unverified": released and not known to be safe, because the model was not
+    validated for it, or because it failed, or the text could not be made safe, and the policy
+    fails open."""
     text: str
     """The text to show; the same as `original`, to the byte, unless something was edited."""
     original: str

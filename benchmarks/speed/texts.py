@@ -10,8 +10,7 @@ from pathlib import Path
 from benchmarks.raw import marked
 from srllm_guard import Guard
 from srllm_guard.engines.base import Request
-from srllm_guard.ladder import SLACK, rewrite_request
-from srllm_guard.prompt import Prompt, Range
+from srllm_guard.prompt import SLACK, Prompt, Range, rewrite_request
 from srllm_guard.text.segments import segments
 from train.schema import json_lines, read_records
 

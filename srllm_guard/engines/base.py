@@ -91,6 +91,26 @@ def check_asked(asked: Sequence[Asked], max_tokens: int) -> None:
             )
 
 
+def check_request(request: Request, max_tokens: int) -> int:
+    """Refuse what a model of `max_tokens` cannot go on with.
+
+    Returns:
+        Most new tokens that the continuation may have.
+
+    Raises:
+        EngineError: the prompt is empty, or leaves no room for a token.
+    """
+    limit = min(request.limit, max_tokens - len(request.prompt))
+    if limit <= 0 or not request.prompt:
+        raise EngineError(
+            f"A prompt has {len(request.prompt)} tokens; the model takes {max_tokens}, "
+            f"and {request.limit} new ones were asked for.",
+            hint="Send shorter segments.",
+            retryable=False,
+        )
+    return limit
+
+
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """What was decoded for one request."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from srllm_guard.errors import ConfigError, EngineError, MissingExtra
+from srllm_guard.forks import leave_in_children, renew_in_children
 
 try:
     import httpx
@@ -33,7 +34,9 @@ CONNECT_S = 5.0
 
 
 class Completions:
-    """Asks one server for completions, again where that may help. Safe to share between threads.
+    """Asks one server for completions, again where that may help.
+
+    Safe to share between threads; a forked child has connections of its own.
 
     Args:
         url: of the server, such as `http://gpu-1:8000/v1`.
@@ -66,10 +69,19 @@ class Completions:
                 hint="Allowed: above 0; 0 or more; 1 or more.",
             )
         key = os.environ.get(API_KEY) if api_key is None else api_key
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._certificates = httpx.create_ssl_context()
+        self.renew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Forget all connections: after a fork they are those of the parent."""
+        most = self.connections
         self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            headers=self._headers,
+            verify=self._certificates,
+            timeout=httpx.Timeout(self.timeout_s, connect=min(CONNECT_S, self.timeout_s)),
+            limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
         )
 
     def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +100,7 @@ class Completions:
                 reply = self._client.post(
                     f"{self.url}/completions", json={"model": self.model, **body}
                 )
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 if last:
                     raise self._failed(f"failed with {type(error).__name__}") from error
                 time.sleep(_wait(attempt))
@@ -100,7 +112,8 @@ class Completions:
         raise AssertionError  # the last attempt has returned or raised
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Let go of all connections; nothing can be asked any more."""
+        leave_in_children(self)
         self._client.close()
 
     def _choice(self, reply: httpx.Response) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Load a bundle into transformers: device, base, adapter and heads."""
+"""Load a bundle into torch: the device, a base in transformers, the adapter and the heads."""
 
 from __future__ import annotations
 

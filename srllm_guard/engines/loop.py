@@ -13,10 +13,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from srllm_guard.engines.base import Continuation, Ids, Request
-from srllm_guard.engines.draft import Draft
+from srllm_guard.engines.base import Continuation, Ids, Request, check_request
+from srllm_guard.engines.guesser import Guesser
 from srllm_guard.engines.pick import Picker
-from srllm_guard.errors import EngineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +80,11 @@ class _Row:
     ) -> None:
         self._number = number
         self._stop = request.stop
-        self._limit = min(request.limit, max_tokens - len(request.prompt))
-        if self._limit <= 0 or not request.prompt:
-            raise EngineError(
-                f"A prompt has {len(request.prompt)} tokens; the model takes {max_tokens}, "
-                f"and {request.limit} new ones were asked for.",
-                hint="Send shorter segments.",
-                retryable=False,
-            )
+        self._limit = check_request(request, max_tokens)
         self._most = self._width = width
         self._careful = careful
         self._pick = Picker(request)
-        self._draft = Draft(request.draft or request.prompt)
+        self._guesser = Guesser(request.draft or request.prompt)
         self._start = len(request.prompt)
         self._fresh = request.prompt  # what the model has not seen yet
         self._guesses: Ids = ()
@@ -104,7 +96,7 @@ class _Row:
     def feed(self) -> Feed:
         """What to run next: what is new, and guesses."""
         left = self._limit - len(self._ids)
-        self._guesses = self._draft.guess(min(self._width, left) - 1)
+        self._guesses = self._guesser.guess(min(self._width, left) - 1)
         self._steps += 1
         self._guessed += len(self._guesses)
         return Feed(
@@ -123,7 +115,7 @@ class _Row:
             if index in self._stop:
                 return self._end(finished=True)
             self._ids.append(index)
-            self._draft.take(index)
+            self._guesser.take(index)
             right = place < len(self._guesses) and self._guesses[place] == index
             hits += right
             self._accepted += right

@@ -19,8 +19,9 @@ from srllm_guard.engines.base import (
     Scores,
     Window,
     check_asked,
+    check_request,
 )
-from srllm_guard.errors import EngineError, MissingExtra
+from srllm_guard.errors import MissingExtra
 from srllm_guard.models.bundle import Bundle
 
 try:
@@ -146,13 +147,7 @@ class ReferenceEngine:
     def _continue(self, requests: Sequence[Request]) -> list[Continuation]:
         """Decode requests with one set of stop ids together; prompts are padded at the left."""
         width = max(len(request.prompt) for request in requests)
-        limits = [min(r.limit, self.max_tokens - len(r.prompt)) for r in requests]
-        if min(limits) <= 0:
-            raise EngineError(
-                f"A prompt has {width} tokens; the model takes {self.max_tokens}.",
-                hint="Send shorter segments.",
-                retryable=False,
-            )
+        limits = [check_request(request, self.max_tokens) for request in requests]
         ids = torch.zeros(len(requests), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for n, request in enumerate(requests):

@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -29,10 +30,12 @@ from srllm_guard.engines.base import (
     Scores,
     Window,
     check_asked,
+    check_request,
 )
 from srllm_guard.engines.completions import Completions
 from srllm_guard.engines.pick import SHARE, next_barred
 from srllm_guard.errors import EngineError, ModelError
+from srllm_guard.forks import leave_in_children, renew_in_children
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,7 +78,7 @@ class RemoteEngine:
         server: decodes and scores.
 
     Greedy continuations are those of an engine here; what is sampled is the server's own draw, the
-    same for the same seed.
+    same for the same seed. It lives on in a forked child.
     """
 
     name = "remote"
@@ -87,7 +90,12 @@ class RemoteEngine:
         self.together = server.connections
         self._local = local
         self._server = server
-        self._pool = ThreadPoolExecutor(server.connections, "srllm-guard-remote")
+        self.renew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Forget all threads: after a fork they are those of the parent."""
+        self._pool = ThreadPoolExecutor(self._server.connections, "srllm-guard-remote")
 
     def detect(self, windows: Sequence[Window]) -> list[Scores]:
         """See `Engine.detect`."""
@@ -116,6 +124,7 @@ class RemoteEngine:
 
     def close(self) -> None:
         """Let go of connections and threads; the engine cannot be used any more."""
+        leave_in_children(self)
         self._pool.shutdown(cancel_futures=True)
         self._server.close()
 
@@ -126,14 +135,7 @@ class RemoteEngine:
         return [found[item] for item in items]
 
     def _continue(self, request: Request) -> Continuation:
-        limit = min(request.limit, self.max_tokens - len(request.prompt))
-        if limit <= 0 or not request.prompt:
-            raise EngineError(
-                f"A prompt has {len(request.prompt)} tokens; the model takes {self.max_tokens}, "
-                f"and {request.limit} new ones were asked for.",
-                hint="Send shorter segments.",
-                retryable=False,
-            )
+        limit = check_request(request, self.max_tokens)
         ids: Ids = ()
         alone = [sequence[0] for sequence in request.barred if len(sequence) == 1]
         for _ in range(DETOURS):
@@ -239,22 +241,22 @@ def load(
         MissingExtra: httpx or a package of the engine here is not installed.
         ModelError: the server runs another model, or the bundle's files are missing or corrupt.
     """
-    server = Completions(
-        url,
-        served,
-        api_key=api_key,
-        timeout_s=timeout_s,
-        retries=retries,
-        connections=connections,
-    )
-    here = runtime.load(model, **local)
-    engine = RemoteEngine(here.engine, server)
-    if check:
-        try:
+    with ExitStack() as opened:  # closed again where what follows fails
+        server = Completions(
+            url,
+            served,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            retries=retries,
+            connections=connections,
+        )
+        opened.enter_context(closing(server))
+        here = runtime.load(model, **local)
+        engine = RemoteEngine(here.engine, server)
+        opened.enter_context(closing(engine))
+        if check:
             _same_model(here, engine)
-        except BaseException:
-            engine.close()
-            raise
+        opened.pop_all()
     return replace(here, engine=engine)
 
 

@@ -1,4 +1,4 @@
-"""Passes of the decode loop on a CPU: no wider and no longer than they have to be."""
+"""Passes of the decode loop without graphs: no wider and no longer than they have to be."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ class Steps:
         rows = [feed.row for feed in feeds]
         if all(feed.at == 0 for feed in feeds):
             return self._begin(feeds, rows)
+        device = self._model.device
         if rows != self._rows:
-            kept = torch.tensor([self._rows.index(row) for row in rows])
+            kept = torch.tensor([self._rows.index(row) for row in rows], device=device)
             self._cache, self._rows = self._cache[:, :, kept], rows
         longest = max(len(feed.ids) for feed in feeds)
         ids = torch.zeros(len(feeds), longest, dtype=torch.long)
@@ -47,7 +48,7 @@ class Steps:
         for n, feed in enumerate(feeds):
             ids[n, : len(feed.ids)] = torch.tensor(feed.ids)
         reach = max(feed.at + len(feed.ids) for feed in feeds)
-        hidden = self._model.forward(ids, positions, self._cache, reach)
+        hidden = self._model.forward(ids.to(device), positions.to(device), self._cache, reach)
         return _read(self._model, hidden, feeds)
 
     def _begin(self, feeds: Sequence[Feed], rows: list[int]) -> list[NDArray[Any]]:
@@ -84,4 +85,4 @@ def _read(model: Llama, hidden: Tensor, feeds: Sequence[Feed]) -> list[NDArray[A
 
 def _chosen(logits: Tensor, feed: Feed) -> NDArray[Any]:
     """What a feed asks for: the likeliest ids `[want]`, or the logits."""
-    return (logits.argmax(-1) if feed.greedy else logits).numpy()
+    return (logits.argmax(-1) if feed.greedy else logits).cpu().numpy()

@@ -8,7 +8,8 @@ Detection does not hand its states to the rewrite. The window that is judged and
 asks for a rewrite are different ids: marks around the unsafe words, other context before the
 segment, the question behind it. Keys and values of a token hang on all ids before it, so only
 the constant beginning of the format is shared, and that is computed once. Prompts come again: what
-was decoded is scored, barred and drawn anew. On a CPU their keys and values are kept for a while.
+was decoded is scored, barred and drawn anew. Their keys and values are kept for a while, but for
+decoding in fixed shapes, which has a cache of its own.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class TorchEngine:
             precision on CUDA.
         threads: of torch, which are those of the whole process; None leaves them as they are, which
             is one for each physical core.
-        opening: ids that prompts and windows begin with as a rule; they are computed once (CPU).
+        opening: ids that prompts and windows begin with as a rule; they are computed once for rows
+            that run by themselves, which on a CPU are all.
         graphs: decode in fixed shapes, captured as CUDA graphs where there is CUDA; None does so
             on CUDA only.
 

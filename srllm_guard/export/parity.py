@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from srllm_guard.errors import ModelError
-from srllm_guard.ladder import rewrite_request
+from srllm_guard.prompt import rewrite_request
 from srllm_guard.runtime import Runtime
 from srllm_guard.text.segments import Segment
 

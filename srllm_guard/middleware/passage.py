@@ -9,14 +9,14 @@ from itertools import groupby
 
 from srllm_guard.calls import Calls
 from srllm_guard.detector import Verdict, moved, summarise, windows
-from srllm_guard.draft import Draft, Repair
+from srllm_guard.draft import Draft
 from srllm_guard.errors import EngineError
-from srllm_guard.ladder import named
 from srllm_guard.language import Language, language
 from srllm_guard.middleware.tongue import Tongue
 from srllm_guard.moderator import Moderator
 from srllm_guard.policy import Policy
 from srllm_guard.prompt import MAX_CONTEXT
+from srllm_guard.repair import Repair
 from srllm_guard.results import Action, Edit, Moderation
 from srllm_guard.runtime import Runtime
 from srllm_guard.text.segments import Segment
@@ -46,6 +46,8 @@ class _Record:
     """From this part on nothing is shown: the message of a block that is raised."""
     unverified: bool = False
     """Whether something was released that could not be judged or made safe."""
+    foreign: bool = False
+    """Whether something was released that the model was not validated for."""
 
 
 class Passage:
@@ -66,6 +68,7 @@ class Passage:
         self._base = 0  # where the kept text begins in the whole
         self._done = 0  # so many segments are released
         self._barred = False  # whether what follows must not be released unverified
+        self._foreign = False  # whether that is so because of its language
         self._record = _Record()
         self.shown = 0
         """Up to here all was released."""
@@ -134,12 +137,13 @@ class Passage:
         record, found = self._record, language(original)
         text = "".join(record.parts)
         after = None
-        if record.edits and not self.dead:
+        doubtful = record.unverified or (self.dead and record.foreign)
+        if record.edits and (doubtful or not self.dead):
             seen = language(text)
             after = summarise(
                 record.after,
                 [False] * len(record.after),
-                verified=seen.verified,
+                verified=seen.verified and not doubtful,
                 language=seen.code,
             )
         return Moderation(
@@ -171,16 +175,17 @@ class Passage:
         draft = replace(self._repair.draft, text=text)
         told = self._languages(text, new, last)
         for verified, group in groupby(told, key=lambda pair: pair[1].verified):
-            self._barred = not verified and self._policy.unverified == "block"
-            if self._barred:
+            if not verified and self._policy.unverified == "block":
+                self._barred = self._foreign = True
                 break
+            self._record.foreign |= not verified
             known = len(draft.segments)
             parts, languages = zip(*group, strict=True)
             found = languages[-1]
             try:
                 draft = self._moderator.judge_on(draft, text, parts, calls, found)
             except EngineError as error:
-                self._record.errors.append(named(error))
+                self._record.errors.append(error.line)
                 if not self._policy.fail_open:
                     self._barred = True
                     break
@@ -265,22 +270,25 @@ class Passage:
             if edit is None:
                 record.after.append(repair.after.get(number, repair.draft.verdicts[number]))
                 continue
-            self._put(text[self.shown : edit.start])
-            start = record.length
+            start, end = self._range(text, edit)
+            self._put(text[self.shown : start])
+            new_start = record.length
             self._put(edit.replacement)
             if number in repair.after:
                 record.after.append(repair.after[number])
+            record.errors += repair.jobs[number].errors
             record.edits.append(
                 replace(
                     edit,
-                    start=edit.start + self._base,
-                    end=edit.end + self._base,
-                    new_start=start,
+                    start=start + self._base,
+                    end=end + self._base,
+                    new_start=new_start,
                     new_end=record.length,
+                    original=text[start:end],
                     spans=moved(edit.spans, self._base),
                 )
             )
-            self.shown = edit.end
+            self.shown = end
         self._done = repair.settled
         end = told
         if not repair.done:
@@ -291,13 +299,23 @@ class Passage:
             self._put(text[self.shown : end])
             self.shown = end
 
+    def _range(self, text: str, edit: Edit) -> tuple[int, int]:
+        """What an edit replaces of what is not shown yet.
+
+        Where the blanks that would go with a sentence are shown, those behind it go instead.
+        """
+        if edit.start >= self.shown:
+            return edit.start, edit.end
+        blank = _BLANK.match(text, edit.end)
+        return self.shown, blank.end() if blank else edit.end
+
     def _withhold(self, text: str, reasons: Sequence[str]) -> None:
         """Put the policy's message in the place of all that follows."""
         record, policy = self._record, self._policy
         if record.length and (space := _SPACE.match(text, self.shown)):
             self._put(space.group())
             self.shown = space.end()
-        masked = policy.on_fail == "mask" and not (self._barred and not record.errors)
+        masked = policy.on_fail == "mask" and not self._foreign
         message = policy.mask_text if masked else policy.block_message
         draft = self._repair.draft
         flagged = zip(draft.verdicts, draft.flagged, range(len(draft.flagged)), strict=True)

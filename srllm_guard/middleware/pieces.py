@@ -8,65 +8,40 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from srllm_guard.errors import ShapeError
 from srllm_guard.middleware.records import ABSENT, field
 from srllm_guard.middleware.selectors import Known, Place
 from srllm_guard.middleware.shapes import WITHOUT_TEXT, Visitor, Where
-from srllm_guard.middleware.stream import TextStream
+from srllm_guard.middleware.stream import Strings, TextStream
 from srllm_guard.middleware.waiting import earliest
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
-    from srllm_guard.middleware.langchain.chunks import MessageStream
+    from srllm_guard.middleware.driven import Stage
     from srllm_guard.middleware.openai.chat import ChatEvents
     from srllm_guard.middleware.openai.responses import ResponseEvents
 
 
-class Part(Protocol):
-    """The state of one kind of stream."""
-
-    @property
-    def due(self) -> float | None:
-        """When `flush` is due, on the clock of `time.monotonic`; None for never."""
-        ...
-
-    def take(self, item: Any) -> list[Any]:
-        """The items that may be shown, now that this one has come.
-
-        Raises:
-            Blocked: as `flush` and `end`: a text was withheld, and the policy says
-                `on_block="raise"`.
-        """
-        ...
-
-    def flush(self) -> list[Any]:
-        """What was held for long enough, judged as if it were complete."""
-        ...
-
-    def end(self) -> list[Any]:
-        """The rest, now that no item comes any more."""
-        ...
-
-
 class Pieces:
-    """The state of one stream, whatever its items are; see `Part`."""
+    """The state of one stream, whatever its items are; see `Stage`."""
 
     def __init__(self, guard: Guard, place: Place) -> None:
         self._guard = guard
         self._place = place
-        self._part: Part | None = None
+        self._part: Stage | None = None
 
     @property
     def due(self) -> float | None:
-        """See `Part`."""
+        """See `Stage`."""
         return None if self._part is None else self._part.due
 
-    def take(self, item: Any) -> list[Any]:
-        """See `Part`.
+    def feed(self, item: Any) -> Iterable[Any]:
+        """See `Stage`.
 
         Raises:
             ShapeError: where the text is in such an item is not known.
@@ -75,22 +50,28 @@ class Pieces:
             return [item]
         kind = _kind(item, self._place)
         if isinstance(self._part, kind):
-            return self._part.take(item)
-        before = self.end()
-        self._part = part = kind(self._guard, self._place)
-        return before + part.take(item)
+            return self._part.feed(item)
+        before, self._part = self.close(), kind(self._guard, self._place)
+        return chain(before, self._part.feed(item))
 
-    def flush(self) -> list[Any]:
-        """See `Part`."""
-        return [] if self._part is None else self._part.flush()
+    def flush(self) -> Iterable[Any]:
+        """See `Stage`."""
+        return () if self._part is None else self._part.flush()
 
-    def end(self) -> list[Any]:
-        """See `Part`."""
-        return [] if self._part is None else self._part.end()
+    def close(self) -> Iterable[Any]:
+        """See `Stage`."""
+        return () if self._part is None else self._part.close()
+
+
+class Texts(Strings):
+    """Strings: the pieces of one text."""
+
+    def __init__(self, guard: Guard, _: Place) -> None:
+        super().__init__(guard)
 
 
 class Places:
-    """Strings, or items of which a selector says where the text is: each place is one text.
+    """Items of which a selector says where the text is: each place is one text.
 
     What is held of a place when the stream ends is given in a copy of its last item.
     """
@@ -103,11 +84,11 @@ class Places:
 
     @property
     def due(self) -> float | None:
-        """See `Part`."""
+        """See `Stage`."""
         return earliest(self._texts.values())
 
-    def take(self, item: Any) -> list[Any]:
-        """See `Part`."""
+    def feed(self, item: Any) -> Iterator[Any]:
+        """See `Stage`."""
 
         def fed(piece: str, where: Where) -> str:
             self._last[where] = item
@@ -121,27 +102,27 @@ class Places:
             return done.call
 
         shown = self._place.walk(item, Visitor(fed, moderated))
-        return [shown] if shown != "" or item == "" else []
+        if shown != "" or item == "":
+            yield shown
 
-    def flush(self) -> list[Any]:
-        """See `Part`."""
+    def flush(self) -> Iterator[Any]:
+        """See `Stage`."""
         now = time.monotonic()
-        due = [where for where, text in self._texts.items() if text.due and text.due <= now]
-        return self._rests(due, TextStream.flush)
+        for where, text in self._texts.items():
+            if text.due and text.due <= now and (shown := text.flush()):
+                yield self._made(where, shown)
 
-    def end(self) -> list[Any]:
-        """See `Part`."""
-        rests = self._rests(list(self._texts), TextStream.close)
-        self._texts.clear()
-        return rests
+    def close(self) -> Iterator[Any]:
+        """See `Stage`."""
+        texts, self._texts = self._texts, {}
+        for where, text in texts.items():
+            while rest := text.close():
+                yield self._made(where, rest)
 
-    def _rests(self, places: list[Where], take: Callable[[TextStream], str]) -> list[Any]:
-        out = []
-        for where in places:
-            if rest := take(self._texts[where]):
-                visitor = Visitor(partial(_only, where, rest), lambda call, _: call)
-                out.append(self._place.walk(self._last[where], visitor))
-        return out
+    def _made(self, where: Where, rest: str) -> Any:
+        """An item that brings nothing but the rest of one text."""
+        visitor = Visitor(partial(_only, where, rest), lambda call, _: call)
+        return self._place.walk(self._last[where], visitor)
 
 
 class Chunks:
@@ -154,25 +135,25 @@ class Chunks:
 
     @property
     def due(self) -> float | None:
-        """See `Part`."""
+        """See `Stage`."""
         return None if self._events is None else self._events.due
 
-    def take(self, item: Any) -> list[Any]:
-        """See `Part`."""
+    def feed(self, item: Any) -> Iterator[Any]:
+        """See `Stage`."""
         if self._events is None:
             self._events = _events(self._guard, item)
         as_dict = copy.deepcopy(item) if isinstance(item, dict) else _dumped(item)
         self._types[_name(as_dict)] = type(item)
-        shown = self._events.take(copy.deepcopy(as_dict))
-        return [item if each == as_dict else self._made(each) for each in shown]
+        for each in self._events.take(copy.deepcopy(as_dict)):
+            yield item if each == as_dict else self._made(each)
 
-    def flush(self) -> list[Any]:
-        """See `Part`."""
-        return [self._made(each) for each in self._events.flush()] if self._events else []
+    def flush(self) -> Iterable[Any]:
+        """See `Stage`."""
+        return map(self._made, self._events.flush()) if self._events else ()
 
-    def end(self) -> list[Any]:
-        """See `Part`."""
-        return [self._made(each) for each in self._events.end()] if self._events else []
+    def close(self) -> Iterable[Any]:
+        """See `Stage`."""
+        return map(self._made, self._events.end()) if self._events else ()
 
     def _made(self, event: dict[str, Any]) -> Any:
         """An event in the type that it came in."""
@@ -186,40 +167,36 @@ class Chunks:
 
 
 class Messages:
-    """Message chunks of LangChain; chunks with another id are another message."""
+    """Message chunks of LangChain, told apart as in its own streams; see `ValueStream`."""
 
     def __init__(self, guard: Guard, _: Place) -> None:
-        self._guard = guard
-        self._id: str | None = None
-        self._message: MessageStream | None = None
+        from srllm_guard.middleware.langchain.values import ValueStream
+
+        self._values = ValueStream(guard)
 
     @property
     def due(self) -> float | None:
-        """See `Part`."""
-        return None if self._message is None else self._message.due
+        """See `Stage`."""
+        return self._values.due
 
-    def take(self, item: Any) -> list[Any]:
-        """See `Part`."""
-        from srllm_guard.middleware.langchain.chunks import MessageStream
+    def feed(self, item: Any) -> Iterator[Any]:
+        """See `Stage`."""
+        return self._values.feed(item)
 
-        before = self.end() if item.id != self._id else []
-        if self._message is None:
-            self._id, self._message = item.id, MessageStream(self._guard)
-        return [*before, *self._message.feed(item)]
+    def flush(self) -> Iterator[Any]:
+        """See `Stage`."""
+        return self._values.flush()
 
-    def flush(self) -> list[Any]:
-        """See `Part`."""
-        return [] if self._message is None else list(self._message.flush())
-
-    def end(self) -> list[Any]:
-        """See `Part`."""
-        message, self._message = self._message, None
-        return [] if message is None else list(message.close())
+    def close(self) -> Iterator[Any]:
+        """See `Stage`."""
+        return self._values.close()
 
 
-def _kind(item: Any, place: Place) -> type[Places] | type[Chunks] | type[Messages]:
-    if isinstance(item, str) or not isinstance(place, Known):
+def _kind(item: Any, place: Place) -> type[Texts | Places | Chunks | Messages]:
+    if not isinstance(place, Known):
         return Places
+    if isinstance(item, str):
+        return Texts
     if _is_chunk(item) or _name(item).startswith("response."):
         return Chunks
     if any(base.__name__ == "BaseMessageChunk" for base in type(item).__mro__):

@@ -67,40 +67,6 @@ class Visitor:
     """Roles whose messages are passed over."""
 
 
-def texts_of(value: Any, *, trusted: Collection[str] = frozenset()) -> list[str]:
-    """The texts in a value, in order; arguments of tool calls are not among them.
-
-    Args:
-        value: a string, or anything that this module knows.
-        trusted: roles whose messages are passed over, such as `TRUSTED_ROLES`.
-
-    Raises:
-        ShapeError: where the text is in such a value is not known.
-    """
-    return parts_of(value, trusted=trusted)[0]
-
-
-def with_texts(value: Any, texts: Sequence[str], *, trusted: Collection[str] = frozenset()) -> Any:
-    """The value with other texts in place of those of `texts_of`, in the same order."""
-    return with_parts(value, texts, parts_of(value, trusted=trusted)[1], trusted=trusted)
-
-
-def parts_of(value: Any, *, trusted: Collection[str] = frozenset()) -> tuple[list[str], list[Any]]:
-    """The texts in a value, and its tool calls as `Guard.moderate_tool_calls` takes them."""
-    return collected(lambda visitor: walk(value, visitor), trusted)
-
-
-def with_parts(
-    value: Any,
-    texts: Sequence[str],
-    calls: Sequence[Any],
-    *,
-    trusted: Collection[str] = frozenset(),
-) -> Any:
-    """The value with other texts and tool calls in place of those of `parts_of`."""
-    return replaced(lambda visitor: walk(value, visitor), texts, calls, trusted)
-
-
 def collected(
     walk_it: Callable[[Visitor], Any], trusted: Collection[str] = frozenset()
 ) -> tuple[list[str], list[Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from srllm_guard.errors import ConfigError
+from srllm_guard.errors import ConfigError, ShapeError
 from srllm_guard.middleware.pieces import Pieces
 from srllm_guard.middleware.selectors import Known, Path, Paths, Place
 from srllm_guard.middleware.shapes import Visitor, collected, replaced, walk
@@ -24,6 +24,8 @@ _ANYTHING = inspect.Signature(
     ]
 )
 """Of callables that do not say what they take."""
+
+_Key = str | tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,9 @@ class Side:
 class Arguments:
     """What a function takes, guarded: a mapping of the names of its parameters to the values.
 
-    Values given by `**kwargs` stand beside the others. The instance or class that a method belongs
-    to (a first parameter named `self` or `cls`) is none of them.
+    Values given by `**kwargs` stand beside the others; one that is called like a parameter given by
+    position stands under a pair of names, so that neither hides the other. The instance or class
+    that a method belongs to (a first parameter named `self` or `cls`) is none of them.
     """
 
     side: Side
@@ -122,23 +125,42 @@ class Arguments:
         old = self._values(bound)
         return self._put(bound, old, await self.side.aapply(old))
 
-    def _values(self, bound: inspect.BoundArguments) -> dict[str, Any]:
+    def _values(self, bound: inspect.BoundArguments) -> dict[_Key, Any]:
         # What was not given is None here, so that a path to it leads to nothing to guard.
-        values: dict[str, Any] = {}
+        values: dict[_Key, Any] = {}
         for name, parameter in self.signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
-                values.update(bound.arguments.get(name, {}))
+                given = bound.arguments.get(name, {})
+                values |= {self._key(bound, name, keyword): given[keyword] for keyword in given}
             elif name != self.owner:
                 values[name] = bound.arguments.get(name)
         return values
 
+    def _key(self, bound: inspect.BoundArguments, name: str, keyword: str) -> _Key:
+        """What a keyword among those of the parameter `name` stands under.
+
+        Raises:
+            ShapeError: a parameter given by position is called like it, and a selector cannot tell
+                which of the two it means.
+        """
+        if keyword in (name, self.owner) or keyword not in bound.arguments:
+            return keyword
+        if not isinstance(self.side.place, _Values):
+            raise ShapeError(
+                f"The keyword {keyword!r} is called like a parameter that was given by position.",
+                hint="Give the parameter another name, or leave out input_text.",
+            )
+        return name, keyword
+
     def _put(
-        self, bound: inspect.BoundArguments, old: dict[str, Any], new: dict[str, Any]
+        self, bound: inspect.BoundArguments, old: dict[_Key, Any], new: dict[_Key, Any]
     ) -> tuple[Any, Any]:
         if new is not old:
             for name, value in bound.arguments.items():
                 if self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                    bound.arguments[name] = {key: new[key] for key in value}
+                    bound.arguments[name] = {
+                        keyword: new[self._key(bound, name, keyword)] for keyword in value
+                    }
                 elif name != self.owner:
                     bound.arguments[name] = new[name]
         return bound.args, bound.kwargs

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
-from contextlib import aclosing, closing
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from typing import TYPE_CHECKING
 
 from srllm_guard.errors import Blocked
+from srllm_guard.middleware.driven import adriven, driven
 from srllm_guard.middleware.passage import Passage
-from srllm_guard.middleware.waiting import atimed, timed
 from srllm_guard.text.incremental import Segmenter
 
 if TYPE_CHECKING:
@@ -24,9 +29,6 @@ if TYPE_CHECKING:
 
 SPARE = 4_000
 """Characters that are no longer needed before they are dropped."""
-
-_END = "\udfff"
-"""Stands for the end of a stream; told by its identity."""
 
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _LAST_SPACE = re.compile(r"\s(?=\S*\Z)")
@@ -46,7 +48,7 @@ class TextStream:
       English sentence has to be English; whether all of them together are is not asked again.
     - What was held for too long (`Policy.max_holdback_chars`, `max_holdback_ms`, without the time
       that judging takes) is judged as if it were complete. With `Policy.protect_quotations` whole
-      lines are held.
+      lines are held until then.
     - What fails inside the model costs the sentence at hand, and not those before it.
 
     Surrogates that stand for one character together are joined, so that no piece is cut inside it.
@@ -136,6 +138,9 @@ class TextStream:
     def close(self) -> str:
         """End the text; returns the rest of what may be shown.
 
+        To be called until it gives nothing: where the end was withheld, what was verified before it
+        comes first, and the next call raises.
+
         Raises:
             Blocked: as `feed`.
         """
@@ -159,11 +164,6 @@ class TextStream:
         return self._passage.dead
 
     @property
-    def waits(self) -> bool:
-        """Whether `due` will ever say anything."""
-        return self._policy.max_holdback_ms is not None and self._policy.mode == "enforce"
-
-    @property
     def due(self) -> float | None:
         """`time.monotonic()` at which `flush` is due; None when nothing is held."""
         limit = self._policy.max_holdback_ms
@@ -185,23 +185,22 @@ class TextStream:
     def _read(self, *, final: bool) -> list[Segment]:
         """The next segments, with a cut wherever too much would be held."""
         found: list[Segment] = []
-        most = self._policy.max_holdback_chars
-        end = len(self._text)
-        if self._policy.protect_quotations and not final:
-            end = self._text.rfind("\n") + 1
+        by_lines = self._policy.protect_quotations and not final
         while True:
-            limit = self._told + most
-            if end <= limit:
-                new = self._segmenter.read(self._text[:end], final=final)
-            else:
-                # As much as has to be seen before it is cut, whatever the size of the pieces.
-                new = self._segmenter.read(self._text[: limit + 1])
-                if not new:
-                    space = _LAST_SPACE.search(self._text[:limit], self._told)
-                    new = self._cut(space.end() if space else limit)
+            limit = self._told + self._policy.max_holdback_chars
+            fits = len(self._text) <= limit
+            # As much as has to be seen before it is cut, whatever the size of the pieces.
+            seen = self._text if fits else self._text[: limit + 1]
+            lines = seen[: seen.rfind("\n") + 1] if by_lines else seen
+            new = self._segmenter.read(lines, final=final and fits)
+            if not (new or fits) and by_lines:
+                new = self._segmenter.read(seen)
+            if not (new or fits):
+                space = _LAST_SPACE.search(self._text[:limit], self._told)
+                new = self._cut(space.end() if space else limit)
             found += new
             self._told = max(self._told, *(s.end for s in new[-1:]), 0)
-            if end <= limit:
+            if fits:
                 return found
 
     def _cut(self, at: int) -> list[Segment]:
@@ -255,45 +254,48 @@ class TextStream:
         ).start()
 
 
+class Strings:
+    """A stream of strings, all of one text; see `Stage`."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.text = TextStream(guard)
+        """What the strings make up."""
+        self._observes = guard.policy.mode == "observe"
+
+    @property
+    def due(self) -> float | None:
+        """See `Stage`."""
+        return self.text.due
+
+    def feed(self, piece: str) -> Iterable[str]:
+        """See `Stage`."""
+        if not self.text.push(piece):
+            return ()
+        return [self.text.advance()] if self._observes else _shown(self.text.advance)
+
+    def flush(self) -> Iterable[str]:
+        """See `Stage`."""
+        return _shown(self.text.flush)
+
+    def close(self) -> Iterable[str]:
+        """See `Stage`."""
+        return iter(self.text.close, "")
+
+
 def stream(guard: Guard, chunks: Iterable[str]) -> Generator[str, None, None]:
     """See `Guard.stream`."""
-    text = TextStream(guard)
-    with closing(timed(chunks, lambda: text.due, thread=text.waits)) as pieces:
-        while not text.dead:
-            try:
-                piece = next(pieces, _END)
-            except Exception:
-                if shown := text.close():
-                    yield shown
-                raise
-            if piece is _END:
-                break
-            if shown := text.flush() if piece is None else text.feed(piece):
-                yield shown
-    while shown := text.close():  # asked until it is empty, or raises what was found at the end
-        yield shown
+    strings = Strings(guard)
+    return driven(chunks, strings, guard.policy, over=lambda: strings.text.dead)
 
 
-async def astream(guard: Guard, chunks: AsyncIterable[str]) -> AsyncGenerator[str, None]:
+def astream(guard: Guard, chunks: AsyncIterable[str]) -> AsyncGenerator[str, None]:
     """See `Guard.astream`."""
-    text, observed = TextStream(guard), guard.policy.mode == "observe"
-    async with aclosing(atimed(chunks, lambda: text.due)) as pieces:
-        while not text.dead:
-            try:
-                piece = await anext(pieces, _END)
-            except Exception:
-                if shown := await asyncio.to_thread(text.close):
-                    yield shown
-                raise
-            if piece is _END:
-                break
-            if piece is not None and not text.push(piece):
-                continue
-            work = text.flush if piece is None else text.advance
-            # A thread only where the model has work.
-            if shown := work() if observed else await asyncio.to_thread(work):
-                yield shown
-    while shown := await asyncio.to_thread(text.close):
+    strings = Strings(guard)
+    return adriven(chunks, strings, over=lambda: strings.text.dead)
+
+
+def _shown(work: Callable[[], str]) -> Iterator[str]:
+    if shown := work():
         yield shown
 
 

@@ -23,6 +23,13 @@ Direction = bool | Policy
 """Whether one direction of a call is guarded; a policy guards it by that policy."""
 
 
+def directed(guard: Guard, direction: Direction) -> Guard | None:
+    """The guard of one direction; None where it is not guarded."""
+    if isinstance(direction, Policy):
+        return guard.with_policy(direction)
+    return guard if direction else None
+
+
 class MiddlewareVerbs:
     """What `Guard` inherits: the guard around functions, streams, chat models and clients.
 
@@ -123,7 +130,8 @@ class MiddlewareVerbs:
         Raises:
             TypeError: not callable.
             ConfigError: a direction or selector that makes no sense. When the function is called,
-                ShapeError: where the text is in a value is not known; and Blocked.
+                ShapeError: where the text is in a value is not known; FormatError: a text that it
+                returns is not in this format; and Blocked.
         """
         from srllm_guard.middleware.wrap import wrap
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import threading
 import time
 from collections.abc import (
@@ -39,8 +40,10 @@ def earliest(parts: Iterable[Waits]) -> float | None:
     return min((at for part in parts if (at := part.due) is not None), default=None)
 
 
-def timed(items: Iterable[T], due: Due, *, thread: bool = True) -> Generator[T | None, None, None]:
-    """Yield the items, and None whenever `due()` has passed before the next one came.
+def timed(
+    items: Iterable[T], due: Due, *, thread: bool = True
+) -> Generator[tuple[T, ...], None, None]:
+    """Yield each item in a tuple, and an empty one when `due()` has passed before the next came.
 
     The items are drawn in a thread of their own, one at a time and only when one is asked for, in a
     copy of the caller's context. What they raise is raised here, in order.
@@ -48,7 +51,7 @@ def timed(items: Iterable[T], due: Due, *, thread: bool = True) -> Generator[T |
     Args:
         items: closed, if it can be, when this generator is; where it is in the middle of its next
             item then, it is closed as soon as that has come.
-        due: asked before each wait; it has to move on once None was yielded.
+        due: asked before each wait; it has to move on once an empty tuple was yielded.
         thread: False where nothing will ever be due; the items are drawn right here then.
     """
     if not thread:
@@ -59,17 +62,17 @@ def timed(items: Iterable[T], due: Due, *, thread: bool = True) -> Generator[T |
         while True:
             source.ask()
             while (drawn := source.wait(_left(due()))) is None:
-                yield None
+                yield ()
             if drawn.error is not None:
                 raise drawn.error
             if not drawn.items:
                 return
-            yield from drawn.items
+            yield drawn.items
     finally:
         source.close()
 
 
-async def atimed(items: AsyncIterable[T], due: Due) -> AsyncGenerator[T | None, None]:
+async def atimed(items: AsyncIterable[T], due: Due) -> AsyncGenerator[tuple[T, ...], None]:
     """`timed` of an async iterable.
 
     The items are drawn by one task, all of them, so that what spans several of them (a timeout, a
@@ -82,18 +85,35 @@ async def atimed(items: AsyncIterable[T], due: Due) -> AsyncGenerator[T | None, 
             turn: asyncio.Future[_Drawn[T]] = asyncio.get_running_loop().create_future()
             turns.put_nowait(turn)
             while not (await asyncio.wait({turn}, timeout=_left(due())))[0]:
-                yield None
+                yield ()
             drawn = turn.result()
             if drawn.error is not None:
                 raise drawn.error
             if not drawn.items:
                 break
-            yield drawn.items[0]
+            yield drawn.items
     finally:
         task.cancel()
         await asyncio.wait({task})
     if not task.cancelled():
         task.result()  # what the items raised when they were closed
+
+
+def close(items: object, iterator: object = None) -> None:
+    """Close an iterator and what it came from, each if it can be."""
+    for each in (items,) if iterator is items else (iterator, items):
+        method = getattr(each, "close", None)
+        if callable(method):
+            method()
+
+
+async def aclose(items: object, iterator: object = None) -> None:
+    """`close` of what is asynchronous; some streams call it `close` as well."""
+    for each in (items,) if iterator is items else (iterator, items):
+        method = getattr(each, "aclose", None) or getattr(each, "close", None)
+        closing = method() if callable(method) else None
+        if inspect.isawaitable(closing):
+            await closing
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,22 +173,19 @@ class _Source(Generic[T]):
                 drawn = _Drawn(error=error)
             self._drawn.put(drawn)
             del drawn  # not kept alive until the next one is asked for
-        close = getattr(self._items if items is None else items, "close", None)
         try:
-            if callable(close):
-                close()
+            close(self._items, items)
         except Exception as error:  # noqa: BLE001 - likewise
             self._fault = error
 
 
-def _drawn_here(items: Iterable[T]) -> Generator[T, None, None]:
+def _drawn_here(items: Iterable[T]) -> Generator[tuple[T], None, None]:
     iterator = iter(items)
     try:
-        yield from iterator
+        for item in iterator:
+            yield (item,)
     finally:
-        close = getattr(iterator, "close", None)
-        if callable(close):
-            close()
+        close(items, iterator)
 
 
 async def _draw(items: AsyncIterable[T], turns: asyncio.Queue[asyncio.Future[_Drawn[T]]]) -> None:
@@ -190,9 +207,7 @@ async def _draw(items: AsyncIterable[T], turns: asyncio.Queue[asyncio.Future[_Dr
             turn.set_result(drawn)
             del drawn, turn
     finally:
-        close = getattr(items if iterator is None else iterator, "aclose", None)
-        if callable(close):
-            await close()
+        await aclose(items, iterator)
 
 
 def _left(due: float | None) -> float | None:

@@ -5,29 +5,27 @@ A function that returns a stream is one that gives in pieces: what comes back is
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from srllm_guard.errors import ConfigError
+from srllm_guard.middleware.driven import adriven, driven
 from srllm_guard.middleware.selectors import Known, Selector, place_of
 from srllm_guard.middleware.shapes import TRUSTED_ROLES
 from srllm_guard.middleware.sides import Arguments, Side
-from srllm_guard.middleware.waiting import atimed, timed
+from srllm_guard.middleware.verbs import Direction, directed
+from srllm_guard.middleware.waiting import aclose, close
 from srllm_guard.policy import Policy
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
-    from srllm_guard.middleware.verbs import Direction
     from srllm_guard.structure.formats import Format
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_END: Any = object()
 
 
 def wrap(
@@ -69,14 +67,14 @@ def _side(
             f"{name}s is a {type(direction).__name__}.", hint="Give True, False or a Policy."
         )
     place = place_of(selector)
-    if direction is False:
+    chosen = directed(guard, direction)
+    if chosen is None:
         if selector is not None:
             raise ConfigError(
                 f"{name}_text says where text is while {name}s is False.",
                 hint=f"Set {name}s=True, or leave {name}_text out.",
             )
         return None
-    chosen = guard.with_policy(direction) if isinstance(direction, Policy) else guard
     return Side(chosen, place, **options)
 
 
@@ -165,90 +163,45 @@ def _streamed(after: Side, result: Any) -> Any:
     return _pieces(after, result) if isinstance(result, Iterator) else None
 
 
-class _Source:
-    """The items of a sync stream, each in a tuple, and what it returns at its end."""
+class _Source(Iterator[Any]):
+    """The items of a sync stream, and what it returns at its end."""
 
     def __init__(self, items: Iterator[Any]) -> None:
         self._items = items
         self.returned: Any = None
 
-    def items(self) -> Generator[tuple[Any], None, None]:
+    def __next__(self) -> Any:
         try:
-            while True:
-                try:
-                    item = next(self._items)
-                except StopIteration as end:
-                    self.returned = end.value
-                    return
-                yield (item,)
-        finally:
-            close = getattr(self._items, "close", None)
-            if callable(close):
-                close()
+            return next(self._items)
+        except StopIteration as end:
+            self.returned = end.value
+            raise
 
-
-async def _asource(items: AsyncIterator[Any]) -> AsyncGenerator[tuple[Any], None]:
-    try:
-        async for item in items:
-            yield (item,)
-    finally:
-        close = getattr(items, "aclose", None) or getattr(items, "close", None)
-        closing = close() if callable(close) else None
-        if inspect.isawaitable(closing):
-            await closing
+    def close(self) -> None:
+        close(self._items)
 
 
 def _pieces(after: Side | None, items: Iterator[Any]) -> Generator[Any, Any, Any]:
     """The items of a stream, guarded, and what it returns."""
     if after is None:
         return (yield from items)
-    pieces = after.pieces()
     source = _Source(items)
-    error: Exception | None = None
-    # Items are drawn in another thread, and only where somebody waits for a time as well.
-    patient = after.guard.policy.max_holdback_ms is None
-    drawn = source.items() if patient else timed(source.items(), lambda: pieces.due)
-    with closing(drawn) as arriving:
-        while True:
-            try:
-                item = next(arriving, _END)
-            except Exception as raised:  # noqa: BLE001 - raised again after what came before it
-                error = raised
-                break
-            if item is _END:
-                break
-            yield from pieces.flush() if item is None else pieces.take(item[0])
-        yield from pieces.end()
-    if error is not None:
-        raise error
+    yield from driven(source, after.pieces(), after.guard.policy)
     # A selector speaks of the items, of which this is none.
     return replace(after, place=Known()).apply(source.returned)
 
 
-async def _apieces(after: Side | None, items: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+def _apieces(after: Side | None, items: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
     """`_pieces` of an async stream, without blocking the event loop."""
-    if after is None:
-        async for (only,) in _asource(items):
-            yield only
-        return
-    pieces = after.pieces()
-    error: Exception | None = None
-    async with aclosing(atimed(_asource(items), lambda: pieces.due)) as arriving:
-        while True:
-            try:
-                item = await anext(arriving, _END)
-            except Exception as raised:  # noqa: BLE001 - raised again after what came before it
-                error = raised
-                break
-            if item is _END:
-                break
-            work = pieces.flush if item is None else functools.partial(pieces.take, item[0])
-            for shown in await asyncio.to_thread(work):
-                yield shown
-        for shown in await asyncio.to_thread(pieces.end):
-            yield shown
-    if error is not None:
-        raise error
+    return _untouched(items) if after is None else adriven(items, after.pieces())
+
+
+async def _untouched(items: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+    try:
+        async for item in items:
+            yield item
+    finally:
+        await aclose(items)
 
 
 def _named(made: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:

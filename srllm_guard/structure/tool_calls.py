@@ -8,8 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from srllm_guard.errors import FormatError
-from srllm_guard.structure import json_text
+from srllm_guard.structure.mixed import is_json, moderate_mixed
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
@@ -35,12 +34,7 @@ def moderate_tool_calls(guard: Guard, calls: Iterable[Any]) -> list[ToolCallMode
     found = [(call, *_arguments(call)) for call in calls]
     texts = [_written(arguments) for _, _, arguments in found]
     # Models write broken JSON at times; such arguments are plain text to whoever reads them.
-    valid = [_is_json(text) for text in texts]
-    as_json = iter(
-        guard.moderate_many([t for t, v in zip(texts, valid, strict=True) if v], format="json")
-    )
-    as_text = iter(guard.moderate_many([t for t, v in zip(texts, valid, strict=True) if not v]))
-    results = [next(as_json) if v else next(as_text) for v in valid]
+    results = moderate_mixed(guard, texts, [is_json(text) for text in texts])
     return [
         ToolCallModeration(
             _put(call, place, _read(arguments, result)) if result.changed else call, result
@@ -110,11 +104,3 @@ def _put(call: Any, place: tuple[str, ...], value: Any) -> Any:
 def _nothing(value: object) -> None:
     """What stands in JSON for a value that it has no form for; the value itself stays."""
     del value
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json_text.read(text)
-    except FormatError:
-        return False
-    return True

@@ -136,11 +136,12 @@ def test_a_device_that_is_not_there(tiny: Tiny) -> None:
             ReferenceEngine(tiny.bundle, tiny.base, "cuda")
 
 
-def test_a_prompt_longer_than_the_model_is_an_error(tiny: Tiny) -> None:
+@pytest.mark.parametrize("length", [0, 2048])
+def test_a_prompt_without_room_is_an_error(tiny: Tiny, length: int) -> None:
     engine = ReferenceEngine(tiny.bundle, tiny.base, "cpu")
-    request = Request((40,) * engine.max_tokens, frozenset({2}), 10)
-    with pytest.raises(EngineError, match="2048") as caught:
-        engine.generate([request])
+    request = Request((40,) * length, frozenset({2}), 10)
+    with pytest.raises(EngineError, match=f"{length} tokens; the model takes 2048") as caught:
+        engine.generate([Request((40,), frozenset({2}), 10), request])
     assert not caught.value.retryable
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-pytest.importorskip("httpx")
+httpx = pytest.importorskip("httpx")
 torch = pytest.importorskip("torch")
 
 from srllm_guard import Guard  # noqa: E402
 from srllm_guard.engines.base import Asked, Request, Window  # noqa: E402
 from srllm_guard.engines.completions import Completions  # noqa: E402
-from srllm_guard.engines.remote import RemoteEngine  # noqa: E402
+from srllm_guard.engines.remote import RemoteEngine, load  # noqa: E402
 from srllm_guard.engines.torch import TorchEngine  # noqa: E402
-from srllm_guard.errors import ConfigError, EngineError  # noqa: E402
+from srllm_guard.errors import ConfigError, EngineError, ModelError  # noqa: E402
 from srllm_guard.prompt import Prompt  # noqa: E402
 from tests.byte_engine import ByteEngine, runtime  # noqa: E402
 from tests.contract.conftest import Tiny, drafted  # noqa: E402
@@ -128,6 +131,8 @@ def test_what_is_too_long_is_refused_here(remote: RemoteEngine) -> None:
     long = tuple(range(7, 7 + 8)) * (remote.max_tokens // 8 + 1)
     with pytest.raises(EngineError, match="the model takes"):
         remote.generate([Request(long, frozenset({1}), 4)])
+    with pytest.raises(EngineError, match="prompt has 0 tokens; the model takes"):
+        remote.generate([Request((), frozenset({1}), 4)])
     with pytest.raises(EngineError, match="the model takes"):
         remote.score([Asked(long, (5,))])
 
@@ -157,6 +162,7 @@ FAULTS: dict[str, Any] = {
     "no reason": choice(token_ids=[9], finish_reason="idiot"),
     "refused": Fault(400, b"idiot"),
     "broken": Fault(500, b"idiot"),
+    "not what it is packed as": Fault(200, b"idiot", {"content-encoding": "gzip"}),
 }
 
 
@@ -278,3 +284,68 @@ def test_a_server_that_is_gone_withholds_what_is_unsafe() -> None:
     assert "idiot" not in found.text
     assert found.errors
     assert guard.rewrite("It was fine all day.") == "It was fine all day."
+
+
+def forked(work: Callable[[], object]) -> int:
+    """A child that does this and exits with 0, or else with 1; what hangs is killed."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def status(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_it_lives_on_in_a_forked_child() -> None:
+    texts = [f"You are an idiot number {n}." for n in range(20)]
+    expected = [Guard(runtime()).rewrite(text) for text in texts]
+    local = ByteEngine()
+    with serving(completions=completions(local)) as server:
+        remote = RemoteEngine(local, Completions(server.url, "m", connections=1, retries=0))
+        guard = Guard(replace(runtime(), engine=remote))
+
+        def work() -> None:
+            assert [guard.rewrite(text) for text in texts] == expected
+
+        work()  # its thread and its connection are there
+        child = forked(work)
+        work()  # of a connection that both use at once neither gets its own answers
+        assert status(child) == 0
+        work()
+        remote.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_was_closed_stays_closed_in_a_forked_child(server: Server) -> None:
+    client = Completions(server.url, "m")
+    remote = RemoteEngine(ByteEngine(), client)
+    remote.close()
+
+    def work() -> None:
+        with pytest.raises(RuntimeError, match="shutdown"):
+            remote.generate([Request((7, 8), frozenset(), 2)])
+        with pytest.raises(RuntimeError, match="closed"):
+            client.ask({})
+
+    assert status(forked(work)) == 0
+
+
+def test_what_cannot_be_loaded_leaves_no_connections(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    closed: list[Any] = []
+    monkeypatch.setattr(httpx.Client, "close", lambda self: closed.append(self))
+    with pytest.raises(ModelError):
+        load("http://host/v1", served="m", model=tmp_path)
+    assert closed

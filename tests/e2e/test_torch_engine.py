@@ -10,7 +10,7 @@ import pytest
 from benchmarks.exactness import written
 from srllm_guard import Guard
 from srllm_guard.engines.base import Asked, Request
-from srllm_guard.ladder import rewrite_request
+from srllm_guard.prompt import rewrite_request
 from srllm_guard.runtime import Runtime, load
 from srllm_guard.text.segments import Segment
 

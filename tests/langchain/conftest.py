@@ -30,3 +30,11 @@ def blocking() -> Guard:
     """Cannot make anything safe, and raises."""
     policy = Policy(ladder=("block",), on_block="raise")
     return Guard(runtime(ByteEngine()), policy=policy)
+
+
+@pytest.fixture
+def torn() -> Guard:
+    """Makes all safe but what is stupid, and raises at that."""
+    engine = ByteEngine(fault="raise", within="generate", only="stupid")
+    policy = Policy(ladder=("rewrite", "omit", "block"), on_block="raise")
+    return Guard(runtime(engine), policy=policy)

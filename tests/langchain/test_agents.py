@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from langchain.agents import create_agent
@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from srllm_guard import Blocked, Guard, Policy
 from srllm_guard.errors import ConfigError
 from srllm_guard.middleware.langchain import GuardMiddleware
+from srllm_guard.middleware.langchain.tool_events import ToolEvents
 from srllm_guard.results import Moderation
 from tests.langchain.scripted import ScriptedModel
 
@@ -160,6 +161,49 @@ def test_commands_of_tools_are_moderated(guard: Guard) -> None:
     middleware = GuardMiddleware(guard, tools=True)
     done = create_agent(model, [jump], middleware=[middleware]).invoke(asked())
     assert done["messages"][2].content == "You person, no."
+
+
+class Found(NamedTuple):
+    place: str
+    note: str
+
+
+def test_what_tools_stream_is_moderated_in_commands_and_tuples(guard: Guard) -> None:
+    def streamed(output: Any) -> Any:
+        data = {"event": "tool-finished", "tool_call_id": "c1", "output": output}
+        event: Any = {"method": "tools", "params": {"data": data}}
+        assert ToolEvents(guard=guard).process(event)
+        return data["output"]
+
+    message = ToolMessage("You idiot there.", tool_call_id="c1")
+    command = streamed(Command(update={"messages": [message], "count": 3}, goto="idiot"))
+    assert command.update["messages"][0].content == "You person there."
+    assert (command.update["count"], command.goto) == (3, "idiot")
+    assert streamed([Found("Rome", "An idiot.")]) == [Found("Rome", "An person.")]
+    assert streamed((1, "An idiot.")) == (1, "An person.")
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ('{"a": "fine"}', '{"a": "You stupid idiot", "a": "fine"}'),
+        ("[" * 100_000, "You idiot."),
+        ('{"a": ' * 100_000, "[" * 100_000 + ' "You idiot."'),
+    ],
+)
+def test_json_that_says_more_than_it_holds_is_moderated(
+    guard: Guard, first: str, then: str
+) -> None:
+    running = create_agent(
+        ScriptedModel(answers=[AIMessage("Bye.")]),
+        [],
+        middleware=[GuardMiddleware(guard)],
+        checkpointer=InMemorySaver(),
+    )
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    running.invoke(asked(first), thread)
+    done = running.invoke({"messages": [HumanMessage(then, id="h2")]}, thread)
+    assert not any(word in str(done["messages"]) for word in UNSAFE)
 
 
 class Note(BaseModel):

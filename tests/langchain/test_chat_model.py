@@ -178,6 +178,25 @@ def test_callbacks_act_once_and_see_what_was_released(guard: Guard) -> None:
         assert "".join(recorder.tokens) == SAFE
 
 
+class Telling(FakeListChatModel):
+    """Tells of every token as it streams."""
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        for chunk in super()._stream(*args, **kwargs):
+            told = {"logprobs": {"content": [{"token": chunk.message.content}]}, "system": None}
+            yield ChatGenerationChunk(message=chunk.message, generation_info=told)
+
+
+def test_what_is_told_of_chunks_adds_up(guard: Guard) -> None:
+    model = guard.guard_model(Telling(responses=[UNSAFE]), outputs=Policy(mode="observe"))
+    (told,) = (
+        chunk.response_metadata["logprobs"]["content"]
+        for chunk in model.stream("Hi.")
+        if "logprobs" in chunk.response_metadata
+    )
+    assert "".join(each["token"] for each in told) == UNSAFE
+
+
 def test_every_text_is_moderated_once(guard: Guard, seen: list[Moderation]) -> None:
     guard.guard_model(answering()).invoke("Hi there.")
     list(guard.guard_model(answering()).stream("Hi there."))
@@ -255,8 +274,16 @@ def test_an_error_of_the_model_comes_after_what_was_verified(guard: Guard) -> No
     stream = guard.guard_model(Failing(answers=[])).stream("Hi.")
     with pytest.raises(ConnectionError):
         out.extend(str(chunk.content) for chunk in stream)
-    assert "".join(out).startswith("Lunch is at noon.")
-    assert "idiot" not in "".join(out)
+    assert "".join(out) == "Lunch is at noon. Bring a chair. You person, come"
+
+
+def test_a_block_at_the_end_comes_after_what_was_verified(torn: Guard) -> None:
+    out: list[str] = []
+    said = "You idiot there. But see that stupid man over there"
+    stream = torn.guard_model(answering(said)).stream("Hi.")
+    with pytest.raises(Blocked):
+        out.extend(str(chunk.content) for chunk in stream)
+    assert "".join(out).strip() == "You person there."
 
 
 def test_what_is_no_chat_model_is_refused(guard: Guard) -> None:

@@ -16,7 +16,7 @@ UNSAFE, SAFE = "You idiot, come at 5.", "You person, come at 5."
 
 def shown(guard: Guard, chunks: list[Any]) -> list[Any]:
     stream = MessageStream(guard)
-    return [each for chunk in chunks for each in stream.feed(chunk)] + stream.close()
+    return [each for chunk in chunks for each in stream.feed(chunk)] + [*stream.close()]
 
 
 def total(chunks: list[Any]) -> Any:
@@ -125,7 +125,7 @@ def test_calls_are_held_until_they_are_whole_and_stay_if_safe(guard: Guard) -> N
     for n, piece in enumerate(pieces(args)):
         name = "look" if n == 0 else None
         chunk = tool_call_chunk(name=name, args=piece, id=name, index=0)
-        assert not stream.feed(AIMessageChunk(content="", tool_call_chunks=[chunk], id="1"))
+        assert not [*stream.feed(AIMessageChunk(content="", tool_call_chunks=[chunk], id="1"))]
     (done,) = stream.close()
     assert isinstance(done, AIMessageChunk)
     assert done.tool_call_chunks == [tool_call_chunk(name="look", args=args, id="look", index=0)]
@@ -205,5 +205,5 @@ def test_observing_changes_and_delays_nothing(guard: Guard, seen: list[Any]) -> 
     ]
     stream = MessageStream(watch)
     for chunk in chunks:
-        assert total(stream.feed(chunk)) == chunk
-    assert stream.close() == []
+        assert total([*stream.feed(chunk)]) == chunk
+    assert not [*stream.close()]

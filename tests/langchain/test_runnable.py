@@ -332,6 +332,45 @@ def test_an_id_that_changes_on_the_way_makes_no_new_message(guard: Guard) -> Non
     assert joined(list(guard.as_runnable().transform(iter(chunks)))).content == SAFE
 
 
+@pytest.mark.parametrize("key", [None, "answer"])
+@pytest.mark.parametrize("way", ["sync", "async"])
+@pytest.mark.parametrize("error", [None, OSError("gone")])
+def test_the_end_comes_after_what_was_verified(
+    torn: Guard, guard: Guard, key: str | None, way: str, error: Exception | None
+) -> None:
+    text = "You idiot there. But see that stupid man over there"
+
+    def source() -> Iterator[Any]:
+        yield text if key is None else {key: text}
+        if error is not None:
+            raise error
+
+    async def asource() -> AsyncIterator[Any]:
+        for each in source():
+            yield each
+
+    out: list[Any] = []
+    link = (guard if error else torn).as_runnable(key=key)
+
+    async def run() -> None:
+        async for each in link.atransform(asource()):
+            out.append(each)  # noqa: PERF401 - a comprehension would be lost with the error
+
+    with pytest.raises(OSError if error else Blocked):
+        asyncio.run(run()) if way == "async" else out.extend(link.transform(source()))
+    said = "".join(each if key is None else each.get(key, "") for each in out)
+    assert said.strip() == (guard.rewrite(text) if error else "You person there.")
+
+
+def test_an_error_before_the_key_has_come_is_its_own(guard: Guard) -> None:
+    def source() -> Iterator[Any]:
+        yield {"other": 1}
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(guard.as_runnable(key="answer").transform(source()))
+
+
 def test_every_text_is_reported_once(guard: Guard, seen: list[Moderation]) -> None:
     guard.as_runnable().batch([UNSAFE, AIMessage(TEXT)])
     list(guard.as_runnable().transform(chunks_of(TEXT)))

@@ -242,12 +242,34 @@ def test_probabilities_of_tokens_do_not_spell_what_was_changed(
         assert last is None
 
 
-def test_places_of_citations_follow_the_text(byte_guard: Guard) -> None:
-    def cited(part: str) -> dict[str, Any]:
-        start = UNSAFE.index(part)
-        place = {"start_index": start, "end_index": start + len(part), "url": "u", "title": "t"}
-        return {"type": "url_citation", "url_citation": place}
+@both
+def test_probabilities_of_tokens_do_not_spell_changed_arguments(
+    byte_guard: Guard, kind: type[Sync]
+) -> None:
+    tokens = [{"token": SHOUT, "logprob": -0.5, "bytes": None, "top_logprobs": []}]
+    spelled = {"content": tokens, "refusal": None}
+    whole = chat(None, tool_calls=[call(text=SHOUT)])
+    whole["choices"][0]["logprobs"] = spelled
+    answer = [
+        chunk({"tool_calls": [call(0, text=SHOUT)]}, logprobs=spelled),
+        chunk({}, finish_reason="tool_calls"),
+    ]
+    with serving(chat__completions=lambda b: answer if b.get("stream") else whole) as server:
+        ways = kind(byte_guard, server)
+        got = ways.call(lambda c: c.chat.completions.create(**ASK))
+        chunks = ways.events(lambda c: c.chat.completions.create(**ASK, stream=True))
+    assert got.choices[0].message.tool_calls[0].function.name == "post"
+    for each in (got, *chunks):
+        assert "idiot" not in each.model_dump_json()
 
+
+def cited(part: str, text: str = UNSAFE) -> dict[str, Any]:
+    start = text.index(part)
+    place = {"start_index": start, "end_index": start + len(part), "url": "u", "title": "t"}
+    return {"type": "url_citation", "url_citation": place}
+
+
+def test_places_of_citations_follow_the_text(byte_guard: Guard) -> None:
     notes = [cited("Monday"), cited("idiot"), cited("fine all day")]
     with serving(chat__completions=lambda body: chat(UNSAFE, annotations=notes)) as server:
         got = Sync(byte_guard, server).client.chat.completions.create(**ASK)
@@ -258,6 +280,37 @@ def test_places_of_citations_follow_the_text(byte_guard: Guard) -> None:
         "Monday",
         "fine all day",
     ]
+
+
+@both
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_places_of_citations_in_a_stream_follow_the_text(
+    byte_guard: Guard, kind: type[Sync], interrupted: bool
+) -> None:
+    text = UNSAFE + " " + UNSAFE.replace("Monday", "Tuesday").replace("fine", "grim")
+    notes = [cited(each, text) for each in ("Monday", "idiot", "fine", "Tuesday", "grim")]
+    first, *pieces, last = chat_chunks(text)
+    if interrupted:  # the text goes on behind a call
+        pieces.insert(len(UNSAFE) // 5 + 1, chunk({"tool_calls": [call(0, text=SAFE)]}))
+    early, late = chunk({"annotations": notes[:3]}), chunk({"annotations": notes[3:]})
+    answer = [first, early, *pieces, late, last]
+    with serving(chat__completions=lambda body: answer) as server:
+        got = kind(byte_guard, server).events(
+            lambda c: c.chat.completions.create(**ASK, stream=True)
+        )
+    released = contents(got)
+    assert "idiot" not in released
+    deltas = [each.choices[0].delta.model_dump() for each in got]
+    ends = [n for n, each in enumerate(deltas) if each.get("content")]
+    shown = [(n, note) for n, each in enumerate(deltas) for note in each.get("annotations") or ()]
+    places = [note["url_citation"] for _, note in shown]
+    assert [released[each["start_index"] : each["end_index"]] for each in places] == [
+        "Monday",
+        "fine",
+        "Tuesday",
+        "grim",
+    ]
+    assert interrupted or min(n for n, _ in shown) > max(ends)
 
 
 @both

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from starlette.responses import Response
 
 from srllm_guard import Guard, Policy
 from srllm_guard.errors import Blocked, ConfigError
-from tests.byte_engine import runtime
+from tests.byte_engine import ByteEngine, runtime
 from tests.middleware.clients import Async, Sync
 from tests.middleware.server import Cut, Fault, chat, chat_chunks, chunk, message, response, serving
 
@@ -171,6 +172,35 @@ def test_each_direction_has_its_policy_and_nothing_blocked_is_sent(kind: type[Sy
     assert len(server.asked) == 1
 
 
+@both
+def test_parts_of_what_tools_say_stay_json(kind: type[Sync]) -> None:
+    guard = Guard(runtime(), policy=Policy(ladder=("block",)))
+    said = json.dumps({"note": SHOUT, "id": "idiot-7"})
+    parts = [{"type": "text", "text": said}]
+    messages = [{"role": "tool", "tool_call_id": "1", "content": parts}]
+    items = [
+        {
+            "type": "function_call_output",
+            "call_id": "1",
+            "output": [{"type": "input_text", "text": said}],
+        },
+        {"role": "user", "content": [{"type": "input_text", "text": SHOUT}]},
+    ]
+    with serving(
+        chat__completions=lambda body: chat(SAFE), responses=lambda body: response(message(SAFE))
+    ) as server:
+        ways = kind(guard, server, inputs=True)
+        ways.call(lambda c: c.chat.completions.create(model="m", messages=messages))
+        ways.call(lambda c: c.responses.create(model="m", input=items))
+    first, second = (body for _, body in server.asked)
+    for text in (
+        first["messages"][0]["content"][0]["text"],
+        second["input"][0]["output"][0]["text"],
+    ):
+        assert json.loads(text) == {"note": guard.policy.block_message, "id": "idiot-7"}
+    assert second["input"][1]["content"][0]["text"] == guard.policy.block_message
+
+
 def test_what_is_blocked_is_not_asked_for_again() -> None:
     guard = Guard(runtime(), policy=Policy(ladder=(), on_block="raise"))
     with serving(chat__completions=lambda body: chat(SHOUT)) as server:
@@ -206,17 +236,42 @@ def test_a_lost_connection_shows_nothing_that_was_not_verified(
         ways = kind(byte_guard, server)
         with pytest.raises(openai.APIConnectionError):
             ways.events(lambda c: c.chat.completions.create(**ASK, stream=True), seen)
-    assert "idiot" not in shown(seen)
-    assert byte_guard.rewrite(SAFE + " " + UNSAFE).startswith(shown(seen))
+    arrived = "".join(
+        each["choices"][0]["delta"].get("content", "")
+        for each in chat_chunks(SAFE + " " + UNSAFE)[:-2]
+    )
+    assert shown(seen) == byte_guard.rewrite(arrived)
 
 
 @both
-def test_an_error_within_a_stream_passes_through(byte_guard: Guard, kind: type[Sync]) -> None:
-    answer = [*chat_chunks(UNSAFE)[:4], {"error": {"message": "overloaded"}}]
+def test_an_error_within_a_stream_comes_after_what_was_held(
+    byte_guard: Guard, kind: type[Sync]
+) -> None:
+    error = {"error": {"message": "overloaded"}}
+    answer = [chunk({"content": "Fine day. You idiot, and another"}), error]
+    seen: list[Any] = []
     with serving(chat__completions=lambda body: answer) as server:
         ways = kind(byte_guard, server)
         with pytest.raises(openai.APIError, match="overloaded"):
-            ways.events(lambda c: c.chat.completions.create(**ASK, stream=True))
+            ways.events(lambda c: c.chat.completions.create(**ASK, stream=True), seen)
+    assert shown(seen) == "Fine day. You person, and another"
+
+
+@both
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_block_at_the_end_comes_after_what_was_verified(kind: type[Sync], ended: bool) -> None:
+    engine = ByteEngine(fault="raise", within="generate", only="stupid")
+    policy = Policy(ladder=("rewrite", "omit", "block"), on_block="raise")
+    blocking = Guard(runtime(engine), policy=policy)
+    answer = [chunk({"content": "You idiot there. But see that stupid man over there"})]
+    if ended:
+        answer.append(chunk({}, finish_reason="stop"))
+    seen: list[Any] = []
+    with serving(chat__completions=lambda body: answer) as server:
+        ways = kind(blocking, server)
+        with pytest.raises(Blocked):
+            ways.events(lambda c: c.chat.completions.create(**ASK, stream=True), seen)
+    assert shown(seen).strip() == "You person there."
 
 
 def endless(body: dict[str, Any]) -> Iterator[Any]:
@@ -295,8 +350,6 @@ def test_what_is_no_json_is_text(byte_guard: Guard) -> None:
 
 def test_what_cannot_be_guarded_is_refused(byte_guard: Guard) -> None:
     client = byte_guard.openai(OpenAI(api_key="key"))
-    with pytest.raises(ConfigError, match="WebSocket"):
-        client.responses.connect()
     with pytest.raises(ConfigError, match="guarded already"):
         byte_guard.openai(client)
     with pytest.raises(TypeError, match="got str"):

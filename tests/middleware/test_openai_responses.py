@@ -185,3 +185,56 @@ def test_what_was_stored_is_guarded_when_it_is_fetched(byte_guard: Guard, kind: 
     with serving(responses=lambda body: response(message(UNSAFE))) as server:
         got = kind(byte_guard, server).call(lambda c: c.responses.retrieve("resp_1"))
     assert got.output_text == byte_guard.rewrite(UNSAFE)
+
+
+@both
+def test_what_is_stored_beside_a_response_is_guarded_too(
+    byte_guard: Guard, kind: type[Sync]
+) -> None:
+    result = {"type": "function_call_output", "id": "fo_1", "call_id": "call_1"}
+    asked = {"type": "message", "id": "msg_2", "role": "user", "status": "completed"}
+    items = [
+        {**asked, "content": [{"type": "input_text", "text": SHOUT}]},
+        {**asked, "role": "developer", "content": [{"type": "input_text", "text": SHOUT}]},
+        message(UNSAFE),
+        called(text=SHOUT),
+        {**result, "output": json.dumps({"said": SHOUT})},
+        {**result, "output": [{"type": "input_text", "text": SHOUT}]},
+    ]
+    listed = {"object": "list", "data": items, "has_more": False}
+    stored = {"id": "m", "role": "assistant", "content": UNSAFE, "tool_calls": None}
+    chats = {"object": "list", "has_more": False, "data": [stored]}
+    with serving(
+        items__msg_1=lambda body: message(UNSAFE),
+        items=lambda body: listed,
+        input_items=lambda body: listed,
+        messages=lambda body: chats,
+    ) as server:
+        ways = kind(byte_guard, server)
+        found = [
+            ways.call(lambda c: c.get("/responses/resp_1/input_items", cast_to=object)),
+            ways.call(lambda c: c.get("/conversations/conv_1/items", cast_to=object)),
+        ]
+        one = ways.call(lambda c: c.get("/conversations/conv_1/items/msg_1", cast_to=object))
+        chat = ways.call(lambda c: c.get("/chat/completions/c/messages", cast_to=object))
+    for each in found:
+        user, developer, said, call, text, parts = each["data"]
+        assert user["content"][0]["text"] == byte_guard.rewrite(SHOUT)
+        assert developer["content"][0]["text"] == SHOUT
+        assert said["content"][0]["text"] == byte_guard.rewrite(UNSAFE)
+        assert json.loads(call["arguments"]) == {"text": byte_guard.rewrite(SHOUT)}
+        assert json.loads(text["output"]) == {"said": byte_guard.rewrite(SHOUT)}
+        assert parts["output"][0]["text"] == byte_guard.rewrite(SHOUT)
+    assert one["content"][0]["text"] == byte_guard.rewrite(UNSAFE)
+    assert chat["data"][0]["content"] == byte_guard.rewrite(UNSAFE)
+
+
+@both
+def test_what_a_conversation_begins_with_is_guarded(byte_guard: Guard, kind: type[Sync]) -> None:
+    items = [{"role": "user", "content": SHOUT}, {"role": "system", "content": SHOUT}]
+    with serving(conversations=lambda body: {"object": "conversation"}) as server:
+        ways = kind(byte_guard, server, inputs=True)
+        ways.call(lambda c: c.post("/conversations", cast_to=object, body={"items": items}))
+        ways.call(lambda c: c.post("/conversations/c/items", cast_to=object, body={"items": items}))
+    for _, body in server.asked:
+        assert [each["content"] for each in body["items"]] == [byte_guard.rewrite(SHOUT), SHOUT]

@@ -195,6 +195,29 @@ def test_what_fails_for_one_caller_is_made_again_for_the_others(
     assert waiting[2].result(10) == [16]
 
 
+class Gone(BaseException):
+    """What is no `Exception`, such as an interrupt."""
+
+
+def test_whatever_ends_a_shared_call_ends_no_service(make: Callable[..., Held]) -> None:
+    held = make()
+    held.occupy()
+    waiting = [held.queue(SQUARE, [n]) for n in (2, 3, 4)]
+    answer = held.engine.square
+
+    def shy(items: Sequence[int]) -> list[int]:
+        if len(items) > 1 or 3 in items:
+            raise Gone
+        return answer(items)
+
+    held.engine.square = shy  # type: ignore[method-assign]
+    held.let_go()
+    assert waiting[0].result(10) == [4]
+    assert isinstance(waiting[1].exception(10), Gone)
+    assert waiting[2].result(10) == [16]
+    assert held.batcher.run(SQUARE, [5], 10.0) == [25]
+
+
 def test_whose_deadline_passes_in_the_line_is_gone_from_it(make: Callable[..., Held]) -> None:
     held = make()
     held.occupy()

@@ -6,7 +6,7 @@ import copy
 import datetime
 import enum
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -36,13 +36,9 @@ from srllm_guard.middleware.shapes import (
     Visitor,
     Where,
     collected,
-    parts_of,
     replaced,
     shown,
-    texts_of,
     walk,
-    with_parts,
-    with_texts,
 )
 
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "b"}'}}
@@ -225,6 +221,24 @@ VALUES: list[tuple[Any, list[str], int]] = [
         0,
     ),
 ]
+
+
+def parts_of(value: Any, *, trusted: Collection[str] = frozenset()) -> tuple[list[str], list[Any]]:
+    """The texts and the tool calls in a value."""
+    return collected(lambda visitor: walk(value, visitor), trusted)
+
+
+def with_parts(value: Any, texts: Sequence[str], calls: Sequence[Any]) -> Any:
+    """The value with other texts and tool calls in their place."""
+    return replaced(lambda visitor: walk(value, visitor), texts, calls)
+
+
+def texts_of(value: Any, *, trusted: Collection[str] = frozenset()) -> list[str]:
+    return parts_of(value, trusted=trusted)[0]
+
+
+def with_texts(value: Any, texts: Sequence[str]) -> Any:
+    return with_parts(value, texts, parts_of(value)[1])
 
 
 def ids(value: Any) -> str:

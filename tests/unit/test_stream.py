@@ -17,6 +17,7 @@ from srllm_guard import Blocked, Guard, Moderation, Policy
 from srllm_guard.engines.base import Scores, Window
 from srllm_guard.middleware.stream import TextStream
 from tests.byte_engine import ByteEngine, runtime
+from tests.checks import check
 
 MESSAGE = Policy().block_message
 HARD: dict[str, Any] = {"ladder": ("block",)}
@@ -201,6 +202,75 @@ def test_an_error_of_the_producer_comes_after_what_was_verified() -> None:
     assert source.closed
 
 
+WITHHELD = "You idiot there. But see that stupid man over there"
+"""Under `STRICT`: a sentence that is made safe, and one that is not."""
+
+
+def strict() -> Guard:
+    """Rewrites one sentence of `WITHHELD`, and raises at the other."""
+    engine = ByteEngine(fault="raise", within="generate", only="stupid")
+    return guard(engine, ladder=("rewrite", "omit", "block"), on_block="raise")
+
+
+def test_the_end_is_given_before_its_block_is_raised() -> None:
+    text = TextStream(guard(on_block="raise", **HARD))
+    assert text.feed("Fine day. You idiot") == "Fine day."
+    assert text.close() == " "
+    with pytest.raises(Blocked):
+        text.close()
+    assert text.close() == ""
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_a_block_at_the_end_goes_before_the_error_of_the_producer(way: str) -> None:
+    found: list[str] = []
+
+    async def producer() -> AsyncIterator[str]:
+        yield WITHHELD
+        raise ValueError("producer")
+
+    async def arun() -> None:
+        async for part in strict().astream(producer()):
+            found.append(part)  # noqa: PERF401 - a comprehension would be lost with the error
+
+    def run() -> None:
+        found.extend(strict().stream(Source(WITHHELD, ValueError("producer"))))
+
+    with pytest.raises(Blocked):
+        run() if way == "sync" else asyncio.run(arun())
+    assert "".join(found).strip() == "You person there."
+
+
+class Container:
+    """Not an iterator, but closed like one."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def __iter__(self) -> Iterator[str]:
+        yield from ("Hi Ed. How", " are you. I")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("limit", [None, 10_000])
+def test_what_gives_iterators_is_closed_with_them(limit: float | None) -> None:
+    source = Container()
+    with closing(guard(max_holdback_ms=limit).stream(source)) as parts:  # type: ignore[type-var]
+        assert next(parts) == "Hi Ed."
+    assert source.closed
+
+
+def test_a_thread_draws_only_where_something_can_be_due() -> None:
+    def threads() -> Iterator[str]:
+        yield threading.current_thread().name
+
+    assert [*guard(max_holdback_ms=None).stream(threads())] == ["MainThread"]
+    assert [*guard(mode="observe").stream(threads())] == ["MainThread"]
+    assert [*guard().stream(threads())] == ["srllm-guard-stream"]
+
+
 def test_closing_the_consumer_closes_the_producer() -> None:
     source = Source("Hi Ed. How", " are you. I", "am fine.")
     with closing(guard().stream(source)) as parts:  # type: ignore[type-var]
@@ -273,6 +343,59 @@ def test_the_time_of_judging_does_not_count() -> None:
     )
 
 
+def test_blanks_that_are_shown_are_no_part_of_an_edit() -> None:
+    text = TextStream(guard(ByteEngine(fault="empty"), max_holdback_ms=10_000))
+    found = text.feed("Fine day ") + text.flush()
+    assert found == "Fine day "
+    found += text.feed("Idiot idiot. Bye now.") + text.close()
+    assert found == "Fine day Bye now."
+    assert text.result is not None
+    assert text.result.text == found
+    check(text.result)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_what_failed_on_the_way_is_in_the_result(mask: bool) -> None:
+    engine = ByteEngine(fault="raise", within="generate")
+    made = guard(engine, ladder=("rewrite", "mask") if mask else ("rewrite",), on_fail="mask")
+    text = TextStream(made)
+    whole = "Hi Ed. You idiot Bob. Bye now."
+    text.feed(whole)
+    text.close()
+    assert text.result is not None
+    assert text.result.errors
+    assert text.result == made.moderate(whole)
+
+
+FOREIGN = "Das Wetter ist heute sehr schön, und wir gehen alle zusammen in den Park. " * 6
+FIRST = "The Quux idiot told us that we should go to the station with all of our friends. "
+
+
+def test_another_language_is_blocked_whatever_failed_before_it() -> None:
+    engine = ByteEngine(fault="raise", within="detect", only="Quux")
+    made = guard(engine, fail_open=True, on_fail="mask", unverified="block")
+    text = TextStream(made)
+    found = "".join(text.feed(part) for part in (FIRST + "\n", FOREIGN)) + text.close()
+    assert found.startswith(FIRST)
+    assert found.endswith(MESSAGE)
+    assert text.result is not None
+    assert text.result.action == "block"
+    assert not text.result.safe
+    assert text.result.after is not None
+    assert not text.result.after.verified
+
+
+def test_a_stream_that_ends_withheld_is_no_safer_for_what_went_before() -> None:
+    text = TextStream(guard(**HARD))
+    assert "".join(
+        [text.feed(FOREIGN), text.feed("\nYou idiot, go away with all of your friends.")]
+    )
+    text.close()
+    assert text.result is not None
+    assert text.result.action == "block"
+    assert not text.result.safe
+
+
 def test_nothing_is_due_while_nothing_is_held() -> None:
     text = TextStream(guard(max_holdback_ms=1_000))
     assert text.due is None
@@ -303,6 +426,26 @@ def test_a_sentence_that_is_too_long_is_cut_at_the_same_place(size: int) -> None
     assert held <= 101 + len("person") * 5 or size == 1_000
     assert stream.result is not None
     assert len(stream.result.edits) == 2
+
+
+@pytest.mark.parametrize("size", [1, 7, 1_000])
+def test_a_line_that_is_too_long_is_cut_where_quotations_are_kept(size: int) -> None:
+    text = "the day was long and we went home at last " * 16
+    made = guard(max_holdback_chars=50, max_holdback_ms=None, protect_quotations=True)
+    stream = TextStream(made)
+    held, found = 0, ""
+    for n in range(0, len(text), size):
+        found += stream.feed(text[n : n + size])
+        held = max(held, len(text[: n + size]) - len(found))
+    assert held <= 51
+    assert found + stream.close() == text
+
+
+@pytest.mark.parametrize("size", [65, 1_000])
+def test_whole_lines_are_kept_together_where_they_fit(size: int) -> None:
+    text = 'He said "you are an idiot. Go away" to me.\n' * 9
+    made = guard(max_holdback_chars=60, protect_quotations=True)
+    assert "".join(shown(made, *(text[n : n + size] for n in range(0, len(text), size)))) == text
 
 
 def test_halves_of_a_character_are_put_together() -> None:

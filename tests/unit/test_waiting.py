@@ -19,11 +19,11 @@ def never() -> None:
 
 
 def test_items_come_in_order() -> None:
-    assert list(timed(iter("abc"), never)) == ["a", "b", "c"]
+    assert list(timed(iter("abc"), never)) == [("a",), ("b",), ("c",)]
     assert list(timed([], never)) == []
 
 
-def test_none_comes_when_it_is_due() -> None:
+def test_nothing_comes_when_it_is_due() -> None:
     ready = threading.Event()
 
     def slow() -> Iterator[str]:
@@ -35,10 +35,10 @@ def test_none_comes_when_it_is_due() -> None:
     found = []
     for item in timed(slow(), lambda: due[0]):
         found.append(item)
-        due[0] = time.monotonic() if item == "a" else None
-        if item is None:
+        due[0] = time.monotonic() if item == ("a",) else None
+        if not item:
             ready.set()
-    assert found == ["a", None, "b"]
+    assert found == [("a",), (), ("b",)]
 
 
 def test_an_error_comes_after_what_came_before_it() -> None:
@@ -46,10 +46,10 @@ def test_an_error_comes_after_what_came_before_it() -> None:
         yield "a"
         raise ValueError("broken")
 
-    found: list[str | None] = []
+    found: list[tuple[str, ...]] = []
     with pytest.raises(ValueError, match="broken"):
         found.extend(timed(broken(), never))
-    assert found == ["a"]
+    assert found == [("a",)]
 
 
 def test_nothing_is_drawn_before_it_is_asked_for() -> None:
@@ -61,7 +61,7 @@ def test_nothing_is_drawn_before_it_is_asked_for() -> None:
             yield n
 
     items = timed(counted(), never)
-    assert next(items) == 0
+    assert next(items) == (0,)
     assert drawn == [0]
     items.close()
 
@@ -78,7 +78,7 @@ def test_closing_closes_the_items_in_the_callers_context() -> None:
 
     NAME.set("Ed")
     items = timed(named(), never)
-    assert next(items) == "Ed"
+    assert next(items) == ("Ed",)
     items.close()
     assert seen == ["Ed"]
     assert not [t for t in threading.enumerate() if t.name == "srllm-guard-stream"]
@@ -95,7 +95,7 @@ def test_what_is_in_the_middle_of_an_item_is_closed_after_it() -> None:
             closed.set()
 
     items = timed(slow(), time.monotonic)
-    assert next(items) is None
+    assert next(items) == ()
     items.close()
     assert not closed.is_set()
     ready.set()
@@ -108,15 +108,15 @@ def test_async_items_come_in_order_and_in_one_task() -> None:
             yield NAME.get()
             yield "b"
 
-    async def run() -> list[str | None]:
+    async def run() -> list[tuple[str, ...]]:
         NAME.set("Ed")
         return [item async for item in atimed(letters(), never)]
 
-    assert asyncio.run(run()) == ["Ed", "b"]
+    assert asyncio.run(run()) == [("Ed",), ("b",)]
 
 
-def test_async_none_comes_when_it_is_due() -> None:
-    async def run() -> list[str | None]:
+def test_async_nothing_comes_when_it_is_due() -> None:
+    async def run() -> list[tuple[str, ...]]:
         ready = asyncio.Event()
 
         async def slow() -> AsyncIterator[str]:
@@ -128,12 +128,12 @@ def test_async_none_comes_when_it_is_due() -> None:
         found = []
         async for item in atimed(slow(), lambda: due[0]):
             found.append(item)
-            due[0] = time.monotonic() if item == "a" else None
-            if item is None:
+            due[0] = time.monotonic() if item == ("a",) else None
+            if not item:
                 ready.set()
         return found
 
-    assert asyncio.run(run()) == ["a", None, "b"]
+    assert asyncio.run(run()) == [("a",), (), ("b",)]
 
 
 def test_async_errors_pass_through() -> None:
@@ -141,14 +141,14 @@ def test_async_errors_pass_through() -> None:
         yield "a"
         raise ValueError("broken")
 
-    async def run() -> list[str | None]:
+    async def run() -> list[tuple[str, ...]]:
         items = atimed(broken(), never)
         found = [await anext(items)]
         with pytest.raises(ValueError, match="broken"):
             await anext(items)
         return found
 
-    assert asyncio.run(run()) == ["a"]
+    assert asyncio.run(run()) == [("a",)]
 
 
 @pytest.mark.parametrize("how", ["close", "cancel"])

@@ -57,6 +57,33 @@ def test_inputs_are_guarded_where_that_is_said(byte_guard: Guard) -> None:
     assert messages[2]["content"] == "You idiot."  # a copy was changed
 
 
+def test_a_keyword_does_not_hide_a_parameter_of_its_name(byte_guard: Guard) -> None:
+    def ask(text: str, /, *more: str, **others: Any) -> Any:
+        return text, more, others
+
+    wrapped = byte_guard.wrap(ask, inputs=True, outputs=False)
+    hidden = {"text": "fine", "more": "fine", "others": "An idiot."}
+    assert wrapped("You idiot.", "An idiot.", **hidden) == (
+        "You person.",
+        ("An person.",),
+        {"text": "fine", "more": "fine", "others": "An person."},
+    )
+    assert wrapped("Fine.", text="You idiot.") == ("Fine.", (), {"text": "You person."})
+    assert wrapped("You idiot.", more="An idiot.") == ("You person.", (), {"more": "An person."})
+    assert asyncio.run(_awaited(byte_guard, ask)) == ("You person.", (), {"text": "fine"})
+    by_path = byte_guard.wrap(ask, inputs=True, outputs=False, input_text="text")
+    assert by_path("You idiot.", more="An idiot.") == ("You person.", (), {"more": "An idiot."})
+    with pytest.raises(ShapeError, match="'text' is called like a parameter"):
+        by_path("You idiot.", text="fine")
+
+
+async def _awaited(guard: Guard, function: Callable[..., Any]) -> Any:
+    async def ask(text: str, /, **others: Any) -> Any:
+        return function(text, **others)
+
+    return await guard.wrap(ask, inputs=True, outputs=False)("You idiot.", text="fine")
+
+
 def test_each_direction_may_have_its_own_policy(byte_guard: Guard) -> None:
     both: Callable[..., Any] = byte_guard.wrap(
         lambda text: text + " idiot", inputs=NEVER, outputs=Policy(mode="observe")

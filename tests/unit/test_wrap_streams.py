@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 from collections.abc import AsyncIterator, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -179,6 +180,34 @@ def test_withheld_text_raises_where_the_policy_says_so() -> None:
         assert "idiot" not in str(raised.value)
 
 
+@pytest.mark.parametrize("way", range(4))
+@pytest.mark.parametrize("selector", [None, "text"])
+def test_a_block_at_the_end_is_raised_after_what_was_verified(
+    way: int, selector: str | None
+) -> None:
+    raising = guard(ladder=("block",), on_block="raise")
+    pieces: list[Any] = ["Fine day. You idiot"]
+    given = pieces if selector is None else [Token(piece, 1) for piece in pieces]
+    seen: list[Any] = []
+    made = raising.wrap(generators(given)[way], output_text=selector)()
+
+    async def run() -> None:
+        async for each in made:
+            seen.append(each)  # noqa: PERF401 - a comprehension would be lost with the error
+
+    with pytest.raises(Blocked):
+        asyncio.run(run()) if hasattr(made, "__anext__") else seen.extend(made)
+    assert "".join(each if selector is None else each.text for each in seen) == "Fine day. "
+
+
+def test_a_thread_draws_only_where_something_can_be_due() -> None:
+    def generator() -> Iterator[str]:
+        yield threading.current_thread().name
+
+    assert collect(guard(mode="observe").wrap(generator)()) == ["MainThread"]
+    assert collect(guard(max_holdback_ms=None).wrap(generator)()) == ["MainThread"]
+
+
 def test_context_variables_are_seen_by_the_source(byte_guard: Guard) -> None:
     user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
 
@@ -278,12 +307,22 @@ def test_message_chunks_of_langchain(byte_guard: Guard) -> None:
 
 def test_one_message_after_the_other(byte_guard: Guard) -> None:
     chunks = [
-        AIMessageChunk(content="An id", id="1"),
+        AIMessageChunk(content="An id", id="1", chunk_position="last"),
         AIMessageChunk(content="iot here.", id="2"),
     ]
     found = collect(byte_guard.wrap(generators(chunks)[0])())
     assert [each.id for each in found if each.content] == ["1", "2"]
     assert [each.content for each in found if each.content] == ["An id", "iot here."]
+
+
+def test_an_id_that_changes_on_the_way_makes_no_new_message(byte_guard: Guard) -> None:
+    chunks = [
+        AIMessageChunk(content="You id", id="run-1"),
+        AIMessageChunk(content="iot there.", id="chatcmpl-2"),
+    ]
+    for function in generators(chunks):
+        found = collect(byte_guard.wrap(function)())
+        assert "".join(str(each.content) for each in found) == "You person there."
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, conver
 from langgraph.types import Command
 
 from srllm_guard.errors import ConfigError
-from srllm_guard.middleware.langchain.chat_model import directed, guard_model
+from srllm_guard.middleware.langchain.chat_model import guard_model
 from srllm_guard.middleware.langchain.ledger import Ledger
 from srllm_guard.middleware.langchain.messages import moderated_one, walk_message
 from srllm_guard.middleware.langchain.tool_events import ToolEvents
+from srllm_guard.middleware.verbs import directed
 from srllm_guard.policy import Policy
 
 if TYPE_CHECKING:

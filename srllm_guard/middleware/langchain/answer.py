@@ -52,15 +52,17 @@ class Answer:
         return self._stream.flush()
 
     def close(self) -> str:
-        """Give the rest.
+        """Give the rest, to be called until it gives nothing; see `TextStream.close`.
 
         Raises:
             Blocked: as `feed` and `flush`: a text was withheld, and the policy says
                 `on_block="raise"`.
         """
+        held, self._held = self._held, ""
         if self._json:
-            (result,) = moderate_texts(self._guard, [self._held])
-            return self._guard.released(result)
-        shown = self._stream.feed(self._held) + self._stream.close()
-        self._stream.close()  # where the end was withheld, that is raised rather than told later
-        return shown
+            return self._released(held) if held else ""
+        return (self._stream.feed(held) if held else "") or self._stream.close()
+
+    def _released(self, document: str) -> str:
+        (result,) = moderate_texts(self._guard, [document])
+        return self._guard.released(result)

@@ -14,6 +14,7 @@ from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, Field, InstanceOf, model_validator
 
 from srllm_guard.guard import Guard
+from srllm_guard.middleware.driven import adriven, driven
 from srllm_guard.middleware.langchain.around import exchange
 from srllm_guard.middleware.langchain.generations import (
     GenerationStream,
@@ -26,7 +27,7 @@ from srllm_guard.middleware.langchain.messages import (
     moderated_one,
     walk_message,
 )
-from srllm_guard.middleware.langchain.piped import apiped, piped
+from srllm_guard.middleware.verbs import directed
 from srllm_guard.policy import Policy
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class GuardedChatModel(BaseChatModel):
             yield from chunks
             return
         stream = GenerationStream(guard, self.on_answer)
-        yield from piped(chunks, stream)
+        yield from driven(chunks, stream, guard.policy)
         stream.tell()
 
     async def _astream(
@@ -177,7 +178,7 @@ class GuardedChatModel(BaseChatModel):
                 yield chunk
             return
         stream = GenerationStream(guard, self.on_answer)
-        async with aclosing(apiped(chunks, stream)) as released:
+        async with aclosing(adriven(chunks, stream)) as released:
             async for shown in released:
                 yield shown
         stream.tell()
@@ -243,13 +244,6 @@ class GuardedChatModel(BaseChatModel):
             for generation in result.generations:
                 self.on_answer(generation.message)
         return result
-
-
-def directed(guard: Guard, direction: bool | Policy) -> Guard | None:
-    """The guard of one direction; None where it is not guarded."""
-    if isinstance(direction, Policy):
-        return guard.with_policy(direction)
-    return guard if direction else None
 
 
 @overload

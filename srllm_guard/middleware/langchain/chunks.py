@@ -8,7 +8,7 @@ whole. Usage and metadata come after the text that they came after; all else pas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -53,10 +53,38 @@ class MessageStream:
         """When `flush` is due by `time.monotonic()`; None while nothing waits for it."""
         return None if self._text is None else self._text.due
 
-    def feed(self, chunk: BaseMessageChunk) -> list[BaseMessageChunk]:
+    def feed(self, chunk: BaseMessageChunk) -> Iterator[BaseMessageChunk]:
         """Take a chunk, and give the chunks that may be shown now."""
-        self._last = chunk
         shown: list[BaseMessageChunk] = []
+        try:
+            self._take(chunk, shown)
+        finally:
+            yield from shown
+
+    def flush(self) -> Iterator[BaseMessageChunk]:
+        """Give what was held too long, moderated as it stands."""
+        if self._text is not None:
+            yield from self._shown(self._text.flush())
+
+    def blank(self) -> BaseMessageChunk:
+        """A chunk of the message with nothing in it."""
+        return self._chunk({})
+
+    def close(self) -> Iterator[BaseMessageChunk]:
+        """Give the rest.
+
+        Raises:
+            Blocked: as `feed` and `flush`: a text or an argument of a call was withheld, and the
+                policy says `on_block="raise"`.
+        """
+        yield from self._close_held()
+        if self._later is not None:
+            later, self._later = self._later, None
+            yield later
+
+    def _take(self, chunk: BaseMessageChunk, shown: list[BaseMessageChunk]) -> None:
+        """Take a chunk, and put where they are shown those that may be."""
+        self._last = chunk
         rest: dict[str, Any] = {
             "content": self._feed_content(chunk, shown),
             "additional_kwargs": self._feed_additional(chunk, shown),
@@ -75,37 +103,14 @@ class MessageStream:
             self._later = self._joined(left) if _carries(left) else self._later
         elif _carries(left) or not _carries(chunk):
             shown.append(left)
-        return shown
 
-    def flush(self) -> list[BaseMessageChunk]:
-        """Give what was held too long, moderated as it stands."""
-        return self._shown("" if self._text is None else self._text.flush())
-
-    def blank(self) -> BaseMessageChunk:
-        """A chunk of the message with nothing in it."""
-        return self._chunk({})
-
-    def close(self) -> list[BaseMessageChunk]:
-        """Give the rest.
-
-        Raises:
-            Blocked: as `feed` and `flush`: a text or an argument of a call was withheld, and the
-                policy says `on_block="raise"`.
-        """
-        shown = self._close_held()
-        if self._later is not None:
-            shown.append(self._later)
-            self._later = None
-        return shown
-
-    def _close_held(self) -> list[BaseMessageChunk]:
-        shown = self._close_text()
+    def _close_held(self) -> Iterator[BaseMessageChunk]:
+        yield from self._close_text()
         if (held := self._calls) is not None:
             self._calls = None
             done = moderated_one(self._guard, held, walk_message)
             if not self._observes:
-                shown.append(done)
-        return shown
+                yield done
 
     def _joined(self, left: BaseMessageChunk) -> BaseMessageChunk:
         """What waited for the end of the text, with what is left of one more chunk."""
@@ -179,9 +184,10 @@ class MessageStream:
         self._build = build
         shown += self._shown(self._text.feed(piece))
 
-    def _close_text(self) -> list[BaseMessageChunk]:
+    def _close_text(self) -> Iterator[BaseMessageChunk]:
         text, self._text, self._place = self._text, None, None
-        return self._shown("" if text is None else text.close())
+        while text is not None and (rest := text.close()):
+            yield from self._shown(rest)
 
     def _shown(self, text: str) -> list[BaseMessageChunk]:
         return [self._chunk(self._build(text))] if text else []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import BaseMessage, BaseMessageChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
+from langchain_core.utils._merge import merge_dicts
 
 from srllm_guard.middleware.langchain.chunks import MessageStream
 from srllm_guard.middleware.langchain.messages import Walk, walk_message, without_tokens
@@ -50,28 +51,35 @@ class GenerationStream:
         """When `flush` is due by `time.monotonic()`; None while nothing waits for it."""
         return self._messages.due
 
-    def feed(self, chunk: ChatGenerationChunk) -> list[ChatGenerationChunk]:
+    def feed(self, chunk: ChatGenerationChunk) -> Iterator[ChatGenerationChunk]:
         """Take a chunk, and give the chunks that may be shown now."""
-        self._info |= chunk.generation_info or {}
+        self._info = merge_dicts(self._info, chunk.generation_info or {})
         shown = self._made(self._messages.feed(chunk.message))
         return self._ended(shown) if _is_last(chunk.message) else shown
 
-    def flush(self) -> list[ChatGenerationChunk]:
+    def flush(self) -> Iterator[ChatGenerationChunk]:
         """Give what was held too long, moderated as it stands."""
         return self._made(self._messages.flush())
 
-    def close(self) -> list[ChatGenerationChunk]:
+    def close(self) -> Iterator[ChatGenerationChunk]:
         """Give the rest."""
         return self._ended(self._made(self._messages.close()))
 
-    def _ended(self, shown: list[ChatGenerationChunk]) -> list[ChatGenerationChunk]:
+    def _ended(self, shown: Iterator[ChatGenerationChunk]) -> Iterator[ChatGenerationChunk]:
         """The last chunks, with what the provider said about the whole answer."""
+        last: list[ChatGenerationChunk] = []
+        try:
+            for each in shown:
+                yield from last
+                last = [each]
+        except Exception:
+            yield from last
+            raise
         info, self._info = self._info if self._observes else without_tokens(self._info), {}
         if info:
-            shown = shown or self._made([self._messages.blank()])
-            message = shown[-1].message
-            shown[-1] = ChatGenerationChunk(message=message, generation_info=info)
-        return shown
+            (chunk,) = last or self._made([self._messages.blank()])
+            last = [ChatGenerationChunk(message=chunk.message, generation_info=info)]
+        yield from last
 
     def tell(self) -> None:
         """Tell who listens of the whole answer."""
@@ -79,10 +87,11 @@ class GenerationStream:
             first, *others = self._shown
             self._on_answer(first + others if others else first)
 
-    def _made(self, messages: list[BaseMessageChunk]) -> list[ChatGenerationChunk]:
-        if self._on_answer is not None:
-            self._shown += messages
-        return [ChatGenerationChunk(message=message) for message in messages]
+    def _made(self, messages: Iterable[BaseMessageChunk]) -> Iterator[ChatGenerationChunk]:
+        for message in messages:
+            if self._on_answer is not None:
+                self._shown.append(message)
+            yield ChatGenerationChunk(message=message)
 
 
 def _is_last(message: BaseMessageChunk) -> bool:

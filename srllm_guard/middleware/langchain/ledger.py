@@ -42,9 +42,17 @@ class Ledger:
 
 def _canonical(piece: Any) -> str:
     """A text as it is; arguments in one form, whether they are a mapping or JSON."""
-    if isinstance(piece, str):
-        try:
-            piece = json.loads(piece)
-        except ValueError:
-            return str(piece)
-    return json.dumps(piece, sort_keys=True, default=repr)
+    if not isinstance(piece, str):
+        return json.dumps(piece, sort_keys=True, default=repr)
+    try:
+        return json.dumps(json.loads(piece, object_pairs_hook=_once), sort_keys=True)
+    except (ValueError, RecursionError):  # no JSON, or too deep to be compared
+        return str(piece)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; what one that has a key twice says is more than a mapping can hold."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key comes twice")
+    return made

@@ -25,8 +25,7 @@ from langchain_core.prompt_values import (
     StringPromptValue,
 )
 
-from srllm_guard.errors import FormatError
-from srllm_guard.structure import json_text
+from srllm_guard.structure.mixed import is_json, moderate_mixed
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
@@ -154,29 +153,9 @@ def moderated_one(guard: Guard, value: V, walk: Callable[[V, Walk], V]) -> V:
 
 
 def moderate_texts(guard: Guard, texts: Sequence[str]) -> list[Moderation]:
-    """Moderate texts: what is a JSON document as JSON, so that it stays one, the rest as text."""
-    shaped = [is_json(text) for text in texts]
-    as_json = iter(
-        guard.moderate_many(
-            [text for text, json in zip(texts, shaped, strict=True) if json], format="json"
-        )
-        if any(shaped)
-        else ()
-    )
-    plain = [text for text, json in zip(texts, shaped, strict=True) if not json]
-    as_text = iter(guard.moderate_many(plain) if plain else ())
-    return [next(as_json) if json else next(as_text) for json in shaped]
-
-
-def is_json(text: str) -> bool:
-    """Whether a text is a JSON object or array."""
-    if not text.lstrip().startswith(("{", "[")):
-        return False
-    try:
-        json_text.read(text)
-    except FormatError:
-        return False
-    return True
+    """Moderate texts: JSON objects and arrays as JSON, so that they stay such, the rest as text."""
+    shaped = [text.lstrip().startswith(("{", "[")) and is_json(text) for text in texts]
+    return moderate_mixed(guard, texts, shaped)
 
 
 def walk_value(value: Any, walk: Walk, key: str | None = None) -> Any:

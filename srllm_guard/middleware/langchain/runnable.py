@@ -14,8 +14,8 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf
 
 from srllm_guard.guard import Guard
+from srllm_guard.middleware.driven import adriven, driven
 from srllm_guard.middleware.langchain.messages import moderated, moderated_one, walk_value
-from srllm_guard.middleware.langchain.piped import apiped, piped
 from srllm_guard.middleware.langchain.values import ValueStream
 from srllm_guard.policy import Policy
 
@@ -158,7 +158,8 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         return moderated(self._guard(), values, self._walk)
 
     def _stream(self, values: Iterator[Any]) -> Iterator[Any]:
-        return piped(values, ValueStream(self._guard(), self.key))
+        guard = self._guard()
+        return driven(values, ValueStream(guard, self.key), guard.policy)
 
     def _astream(self, values: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        return apiped(values, ValueStream(self._guard(), self.key))
+        return adriven(values, ValueStream(self._guard(), self.key))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.messages import BaseMessage
 from langgraph.stream import StreamTransformer
+from langgraph.types import Command
 
 from srllm_guard.middleware.langchain.answer import Answer
 from srllm_guard.middleware.langchain.messages import (
@@ -80,13 +82,17 @@ class ToolEvents(StreamTransformer):
 
 
 def _walk(value: Any, walk: Walk) -> Any:
-    """Visit all strings of what a tool returned."""
+    """Visit all strings of what a tool returned, or of the state that its command sets."""
+    if isinstance(value, Command):
+        return replace(value, update=_walk(value.update, walk))
     if isinstance(value, BaseMessage):
         return walk_message(value, walk)
     if isinstance(value, str):
         return walk_block(value, walk)
     if isinstance(value, dict):
         return {key: _walk(each, walk) for key, each in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(_walk(each, walk) for each in value)
     if isinstance(value, list | tuple):
         return type(value)(_walk(each, walk) for each in value)
     return value

@@ -6,7 +6,7 @@ their ids tell nothing, since some providers change them on the way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import BaseMessageChunk
@@ -38,7 +38,7 @@ class ValueStream:
             return self._inner.due
         return None if self._current is None else self._current.due
 
-    def feed(self, value: Any) -> list[Any]:
+    def feed(self, value: Any) -> Iterator[Any]:
         """Take a value or a part of one, and give what may be shown now.
 
         Raises:
@@ -47,55 +47,57 @@ class ValueStream:
             TypeError: nothing that text can be found in.
         """
         if self._inner is not None:
-            return self._feed_part(value, self._inner)
-        if isinstance(value, str):
-            shown = [] if isinstance(self._current, Answer) else self.close()
+            yield from self._feed_part(value, self._inner)
+        elif isinstance(value, str):
             if not isinstance(self._current, Answer):
+                yield from self.close()
                 self._current = Answer(self._guard)
-            return shown + _texts(self._current.feed(value))
-        if isinstance(value, BaseMessageChunk):
-            shown = [] if type(value) is self._kind else self.close()
+            if shown := self._current.feed(value):
+                yield shown
+        elif isinstance(value, BaseMessageChunk):
+            if type(value) is not self._kind:
+                yield from self.close()
             if not isinstance(self._current, MessageStream):
                 self._current, self._kind = MessageStream(self._guard), type(value)
-            shown += self._current.feed(value)
+            yield from self._current.feed(value)
             if getattr(value, "chunk_position", None) == "last":
-                shown += self.close()
-            return shown
-        return [*self.close(), moderated_one(self._guard, value, walk_value)]
+                yield from self.close()
+        else:
+            yield from self.close()
+            yield moderated_one(self._guard, value, walk_value)
 
-    def flush(self) -> list[Any]:
+    def flush(self) -> Iterator[Any]:
         """Give what was held too long, moderated as it stands."""
         if self._inner is not None:
-            return self._keyed(self._inner.flush())
-        if self._current is None:
-            return []
-        return _texts(self._current.flush())
+            yield from map(self._keyed, self._inner.flush())
+        elif isinstance(self._current, MessageStream):
+            yield from self._current.flush()
+        elif self._current is not None and (shown := self._current.flush()):
+            yield shown
 
-    def close(self) -> list[Any]:
+    def close(self) -> Iterator[Any]:
         """Give the rest."""
         if self._inner is not None:
             if not self._met:
                 raise TypeError(f"no part of the dict had the key {self._key!r}")
-            return self._keyed(self._inner.close())
+            yield from map(self._keyed, self._inner.close())
+            return
         current, self._current, self._kind = self._current, None, None
-        return [] if current is None else _texts(current.close())
+        if isinstance(current, MessageStream):
+            yield from current.close()
+        elif current is not None:
+            yield from iter(current.close, "")
 
-    def _feed_part(self, part: Any, inner: ValueStream) -> list[Any]:
+    def _feed_part(self, part: Any, inner: ValueStream) -> Iterator[Any]:
         """Take a part of a dict: the text of the key is moderated, all else passes."""
         if not isinstance(part, Mapping):
             raise TypeError(f"expected a dict, got {type(part).__name__}; leave out the key")
-        shown: list[Any] = []
         others = {name: value for name, value in part.items() if name != self._key}
         if others or not part:
-            shown.append(AddableDict(others))
+            yield AddableDict(others)
         if self._key in part:
             self._met = True
-            shown += self._keyed(inner.feed(part[self._key]))
-        return shown
+            yield from map(self._keyed, inner.feed(part[self._key]))
 
-    def _keyed(self, values: list[Any]) -> list[Any]:
-        return [AddableDict({self._key: value}) for value in values]
-
-
-def _texts(shown: Any) -> list[Any]:
-    return ([shown] if shown else []) if isinstance(shown, str) else shown
+    def _keyed(self, value: Any) -> Any:
+        return AddableDict({self._key: value})

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from srllm_guard.middleware.openai.held import Held
+from srllm_guard.middleware.openai.held import Held, moved
 from srllm_guard.middleware.openai.payload import CALLS, MESSAGE_TEXTS
 from srllm_guard.middleware.waiting import earliest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from srllm_guard.guard import Guard
+    from srllm_guard.results import Edit
 
 Chunk = dict[str, Any]
 
@@ -23,7 +25,8 @@ OWN = ("choices", "usage", "obfuscation")
 class ChatEvents:
     """One streamed completion, of any number of choices.
 
-    Text goes on sentence by sentence, and arguments of a tool call when the call is complete. The
+    Text goes on sentence by sentence, and arguments of a tool call when the call is complete.
+    Annotations come behind the text that they are about, at their places in what was released. The
     probabilities of tokens come with the chunk that ends a choice, and only if nothing in it was
     changed: they hold the text as well.
 
@@ -43,7 +46,7 @@ class ChatEvents:
         """When `flush` is due, on the clock of `time.monotonic`; None for never."""
         return earliest(self._choices.values())
 
-    def take(self, chunk: Chunk) -> list[Chunk]:
+    def take(self, chunk: Chunk) -> Iterator[Chunk]:
         """The chunks to show, now that this one has come.
 
         Raises:
@@ -51,37 +54,35 @@ class ChatEvents:
         """
         choices = chunk.get("choices")
         if not isinstance(choices, list) or not choices:
-            return [chunk]
+            yield chunk
+            return
         self._frame = {key: value for key, value in chunk.items() if key not in OWN}
-        before: list[Chunk] = []
         kept = []
         for choice in (each for each in choices if isinstance(each, dict)):
             state = self._choices.setdefault(choice.get("index", 0), _Choice(self))
-            shown, last = state.take(choice)
-            before += shown
+            last = yield from state.take(choice)
             kept += [] if last is None else [last]
-        out = [self._chunk(choice) for choice in before]
         if kept or chunk.get("usage"):
-            out.append({**chunk, "choices": kept})
-        return out
+            yield {**chunk, "choices": kept}
 
-    def flush(self) -> list[Chunk]:
+    def flush(self) -> Iterator[Chunk]:
         """What was held for long enough, judged as if it were complete."""
         now = time.monotonic()
-        return [
-            self._chunk(choice) for each in self._choices.values() for choice in each.flush(now)
-        ]
+        for each in self._choices.values():
+            yield from each.flush(now)
 
-    def end(self) -> list[Chunk]:
+    def end(self) -> Iterator[Chunk]:
         """What is left when the server said nothing of an end."""
-        return [self._chunk(choice) for each in self._choices.values() for choice in each.close()]
+        for each in self._choices.values():
+            yield from each.close()
 
     def hold(self, name: str) -> Held:
         """A new text of the answer."""
         whole = name not in (*MESSAGE_TEXTS, "text") or (self._as_json and name == "content")
         return Held(self._guard, structured=whole)
 
-    def _chunk(self, choice: Chunk) -> Chunk:
+    def chunk(self, choice: Chunk) -> Chunk:
+        """A chunk of this choice alone."""
         return {**self._frame, "choices": [choice]}
 
 
@@ -93,6 +94,9 @@ class _Choice:
         self._texts: dict[str, Held] = {}
         self._calls: dict[tuple[int | None, str], Held] = {}
         self._logprobs: list[Chunk] = []
+        self._notes: list[Any] = []
+        self._edits: list[Edit] = []
+        self._read = self._written = 0  # code points of the content that the edits are counted in
         self._changed = self._begun = False
         self._last: Chunk = {}
 
@@ -100,15 +104,14 @@ class _Choice:
     def due(self) -> float | None:
         return earliest(self._texts.values())
 
-    def take(self, choice: Chunk) -> tuple[list[Chunk], Chunk | None]:
-        """Choices to show in chunks of their own, and what is left of this one."""
+    def take(self, choice: Chunk) -> Generator[Chunk, None, Chunk | None]:
+        """Chunks to show before, and what is left of this choice."""
         self._last = choice
-        before: list[Chunk] = []
         delta = _delta(choice)
         calls = [call for call in delta.get("tool_calls") or () if isinstance(call, dict)]
         if calls or delta.get("function_call"):
             # Who reads the stream takes the text for complete when the first call begins.
-            before += self._close_texts()
+            yield from self._close_texts()
         for name in _names(choice):
             for holder, key in _pieces(delta, name):
                 if name not in self._texts:
@@ -116,24 +119,31 @@ class _Choice:
                 holder[key] = self._texts[name].feed(holder[key])
         for call in calls:
             number = call.get("index", 0)
-            before += self._close_calls(but=number)
+            yield from self._close_calls(but=number)
             self._take_call(call, number)
         if calls:
             delta["tool_calls"] = [call for call in calls if not _void(call, ("index", "type"))]
         self._take_call(delta, None)
+        self._set_aside(choice, delta)
+        says = self._says(choice)
+        if not choice.get("finish_reason"):
+            return choice if says else None
+        if says:
+            yield self._stream.chunk({**choice, "finish_reason": None})
+        yield from self.close()
+        last = _with(choice, {})
+        if self._logprobs and not self._changed:
+            last["logprobs"] = _joined(self._logprobs)
+        return last
+
+    def _set_aside(self, choice: Chunk, delta: Chunk) -> None:
+        """Keep what goes by the text as it came in for when that is complete."""
+        if isinstance(delta.get("annotations"), list):
+            self._notes += delta.pop("annotations")
         if isinstance(logprobs := choice.get("logprobs"), dict):
             self._logprobs.append(logprobs)
             choice["logprobs"] = None
         choice.pop("token_ids", None)
-        says = self._says(choice)
-        if not choice.get("finish_reason"):
-            return before, choice if says else None
-        before += [{**choice, "finish_reason": None}] if says else []
-        before += self.close()
-        last = _with(choice, {})
-        if self._logprobs and not self._changed:
-            last["logprobs"] = _joined(self._logprobs)
-        return before, last
 
     def _says(self, choice: Chunk) -> bool:
         """Whether there is anything new in what is left of a choice."""
@@ -149,28 +159,46 @@ class _Choice:
             if held.due is not None and held.due <= now and (text := held.flush()):
                 yield self._made({name: text})
 
-    def close(self) -> list[Chunk]:
+    def close(self) -> Iterator[Chunk]:
         """All that is held."""
-        return [*self._close_texts(), *self._close_calls()]
+        yield from self._close_texts()
+        yield from self._close_calls()
 
-    def _close_texts(self) -> list[Chunk]:
-        out = []
+    def _close_texts(self) -> Iterator[Chunk]:
         for name in list(self._texts):
             held = self._texts.pop(name)
-            if text := held.close():
-                out.append(self._made({name: text}))
+            while text := held.close():
+                yield self._made({name: text})
             self._changed |= held.released.changed
-        return out
+            if name == "content":
+                self._enter(held)
+        notes, self._notes = moved(self._notes, self._edits), []
+        if notes:
+            yield self._made({"annotations": notes})
 
-    def _close_calls(self, but: int | None = -1) -> list[Chunk]:
-        out = []
+    def _enter(self, held: Held) -> None:
+        """Enter the edits of a part of the content, at their places in all of it."""
+        read, written, released = self._read, self._written, held.released
+        self._edits += [
+            replace(
+                edit,
+                start=read + edit.start,
+                end=read + edit.end,
+                new_start=written + edit.new_start,
+                new_end=written + edit.new_end,
+            )
+            for edit in (released.edits if released.changed else ())
+        ]
+        self._read, self._written = read + len(held.taken), written + len(released.text)
+
+    def _close_calls(self, but: int | None = -1) -> Iterator[Chunk]:
         for number, place in [key for key in self._calls if key[0] != but]:
             held = self._calls.pop((number, place))
-            if text := held.close():
+            while text := held.close():
                 call: Chunk = {place: {dict(CALLS)[place]: text}}
                 delta = call if number is None else {"tool_calls": [{"index": number, **call}]}
-                out.append(self._made(delta))
-        return out
+                yield self._made(delta)
+            self._changed |= held.released.changed
 
     def _take_call(self, call: Chunk, number: int | None) -> None:
         for place, key in CALLS:
@@ -181,7 +209,8 @@ class _Choice:
                 inner[key] = self._calls[number, place].feed(text)
 
     def _made(self, delta: Chunk) -> Chunk:
-        return {**_with(self._last, delta), "finish_reason": None, "logprobs": None}
+        choice = {**_with(self._last, delta), "finish_reason": None, "logprobs": None}
+        return self._stream.chunk(choice)
 
 
 def _delta(choice: Chunk) -> Chunk:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,22 +14,27 @@ from srllm_guard.middleware.openai import http
 from srllm_guard.middleware.openai.chat import ChatEvents
 from srllm_guard.middleware.openai.payload import asked, moderated_body, wants_json
 from srllm_guard.middleware.openai.responses import ResponseEvents
+from srllm_guard.middleware.verbs import Direction, directed
 from srllm_guard.policy import Policy
 
 try:
     from openai import AsyncOpenAI, OpenAI
+    from openai._resource import AsyncAPIResource, SyncAPIResource
 except ImportError as error:
     raise MissingExtra(extra="openai", needed_for="guarding OpenAI-compatible clients") from error
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
-    from srllm_guard.middleware.verbs import Direction
 
 C = TypeVar("C")
 
 RESPONSES = re.compile(r"/responses(?:/[^/]+){0,2}/?$")
-COMPLETIONS = re.compile(r"/completions(?:/[^/]+)?/?$")
+COMPLETIONS = re.compile(r"/completions(?:/[^/]+){0,2}/?$")
+CONVERSATIONS = re.compile(r"/conversations(?:/[^/]+/items(?:/[^/]+)?)?/?$")
 """Ends of the paths whose answers hold what a model wrote, now or, where it is stored, before."""
+
+UNSEEN = re.compile(r"/(threads|agents/sessions|evals(?=/.+/output_items)|batches(?=/?$))(?:/|$)")
+"""Paths where a model writes in other ways, which nothing here reads."""
 
 
 def guarded(guard: Guard, client: C, *, inputs: Direction, outputs: Direction) -> C:
@@ -43,17 +49,12 @@ def guarded(guard: Guard, client: C, *, inputs: Direction, outputs: Direction) -
         )
     kind = type(client)
     mixin = _Sync if isinstance(client, OpenAI) else _Async
-    ways = Ways(_towards(guard, inputs), _towards(guard, outputs))
+    ways = Ways(directed(guard, inputs), directed(guard, outputs))
     made: Any = client.copy()
     # Copies of a client are made by its class, so the guard is in the class: it cannot be lost.
-    made.__class__ = type(f"Guarded{kind.__name__}", (mixin, kind), {"_srllm_ways": ways})
+    members = {"_srllm_ways": ways, **_without_sockets(kind)}
+    made.__class__ = type(f"Guarded{kind.__name__}", (mixin, kind), members)
     return cast(C, made)
-
-
-def _towards(guard: Guard, direction: Direction) -> Guard | None:
-    if isinstance(direction, Policy):
-        return guard.with_policy(direction)
-    return guard if direction else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,23 @@ class Ways:
 
     inputs: Guard | None
     outputs: Guard | None
+
+    def refuse(self, options: Any) -> None:
+        """Refuse a request to which nothing would be guarded.
+
+        Raises:
+            ConfigError: it is one.
+        """
+        met = UNSEEN.search(_path(options.url))
+        if met is None or (self.inputs is None and self.outputs is None):
+            return
+        if met[1] != "batches" or options.method.lower() == "post":
+            raise ConfigError(
+                f"A guarded client does not ask for /{met[1]}: what a model writes there is not "
+                "guarded.",
+                hint="Use chat.completions or responses, or the client that was guarded, and "
+                "moderate its texts by guard.moderate_many.",
+            )
 
     def asks(self, options: Any) -> bool:
         """Whether what a request says is guarded."""
@@ -90,6 +108,12 @@ class Ways:
         kind = ResponseEvents if RESPONSES.search(_path(options.url)) else ChatEvents
         return kind(self.outputs, as_json=wants_json(_body(options)))
 
+    @property
+    def policy(self) -> Policy:
+        """By which answers are guarded."""
+        assert self.outputs is not None  # noqa: S101
+        return self.outputs.policy
+
     def guards(self, options: Any) -> bool:
         """Whether the answer to a request is guarded."""
         return self.outputs is not None and _guards(options.url)
@@ -102,6 +126,7 @@ class _Sync(OpenAI):
 
     def request(self, cast_to: Any, options: Any, **rest: Any) -> Any:
         """Moderate what is sent, once, however often it has to be sent."""
+        self._srllm_ways.refuse(options)
         if self._srllm_ways.asks(options):
             options = self._srllm_ways.ask(options)
         return super().request(cast_to, options, **rest)
@@ -109,16 +134,12 @@ class _Sync(OpenAI):
     def _process_response(self, *, options: Any, response: Any, **rest: Any) -> Any:
         if self._srllm_ways.guards(options):
             if _streams(response, rest.get("stream")):
-                response = http.with_events(response, self._srllm_ways.events(options))
+                ways = self._srllm_ways
+                response = http.with_events(response, ways.events(options), ways.policy)
             else:
                 response.read()
                 response = self._srllm_ways.body(response, options)
         return super()._process_response(options=options, response=response, **rest)
-
-    @cached_property
-    def responses(self) -> Any:
-        """As ever, but for connections that the guard cannot see into."""
-        return _without_sockets(super().responses)
 
 
 class _Async(AsyncOpenAI):
@@ -128,6 +149,7 @@ class _Async(AsyncOpenAI):
 
     async def request(self, cast_to: Any, options: Any, **rest: Any) -> Any:
         """Moderate what is sent, once, however often it has to be sent."""
+        self._srllm_ways.refuse(options)
         if self._srllm_ways.asks(options):
             options = await asyncio.to_thread(self._srllm_ways.ask, options)
         return await super().request(cast_to, options, **rest)
@@ -141,11 +163,6 @@ class _Async(AsyncOpenAI):
                 response = await asyncio.to_thread(self._srllm_ways.body, response, options)
         return await super()._process_response(options=options, response=response, **rest)
 
-    @cached_property
-    def responses(self) -> Any:
-        """As ever, but for connections that the guard cannot see into."""
-        return _without_sockets(super().responses)
-
 
 def _body(options: Any) -> Any:
     """What a request sends, `extra_body` included."""
@@ -155,7 +172,7 @@ def _body(options: Any) -> Any:
 
 def _guards(url: str) -> bool:
     path = _path(url)
-    return bool(RESPONSES.search(path) or COMPLETIONS.search(path))
+    return any(each.search(path) for each in (RESPONSES, COMPLETIONS, CONVERSATIONS))
 
 
 def _path(url: str) -> str:
@@ -168,13 +185,30 @@ def _streams(response: Any, asked_for: object) -> bool:
     return kind.startswith("text/event-stream") or bool(asked_for and "json" not in kind)
 
 
-def _without_sockets(resource: Any) -> Any:
+def _without_sockets(kind: type) -> dict[str, Any]:
+    """The resources of a class of clients, but for connections that the guard cannot see into."""
+    members = inspect.getmembers_static(kind)
+    return {name: _made(each) for name, each in members if isinstance(each, cached_property)}
+
+
+def _made(resource: cached_property[Any]) -> cached_property[Any]:
+    return cached_property(lambda client: _closed(resource.func(client)))
+
+
+def _closed(resource: Any) -> Any:
+    """A resource that does not connect by WebSocket, nor does any that is reached by it."""
+
     def connect(*_: object, **__: object) -> NoReturn:
         raise ConfigError(
             "A guarded client does not connect by WebSocket: what comes there is not guarded.",
-            hint="Use responses.create(stream=True), or the client that was guarded.",
+            hint="Use chat.completions or responses with stream=True, or the client that was "
+            "guarded, and give what comes to guard.stream.",
         )
 
-    if hasattr(resource, "connect"):
-        resource.connect = connect
+    if isinstance(resource, SyncAPIResource | AsyncAPIResource):
+        if hasattr(resource, "connect"):
+            resource.connect = connect
+        for name, each in inspect.getmembers_static(type(resource)):
+            if isinstance(each, cached_property) and not name.startswith("with_"):
+                _closed(getattr(resource, name))
     return resource

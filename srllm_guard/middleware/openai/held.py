@@ -69,12 +69,12 @@ class Whole:
         return ""
 
     def close(self) -> str:
-        """The text to show.
+        """The text to show; nothing when it was closed before.
 
         Raises:
             Blocked: it was withheld, and the policy says `on_block="raise"`.
         """
-        text = "".join(self._chunks)
+        text, self._chunks = "".join(self._chunks), []
         if not text:
             return ""
         (self.result,) = judge(self._guard, [text], structured=True)
@@ -86,7 +86,6 @@ class Held:
     """A `TextStream`, or a `Whole`, that remembers."""
 
     def __init__(self, guard: Guard, *, structured: bool) -> None:
-        self._guard = guard
         self._text: TextStream | Whole = Whole(guard) if structured else TextStream(guard)
         self._taken: list[str] = []
         self._given: list[str] = []
@@ -121,15 +120,12 @@ class Held:
         return self._give(self._text.flush())
 
     def close(self) -> str:
-        """The rest.
+        """The rest, to be called until it gives nothing; see `TextStream.close`.
 
         Raises:
             Blocked: the text was withheld, and the policy says `on_block="raise"`.
         """
-        rest = self._text.close()
-        if self._text.result is not None:
-            self._guard.released(self._text.result)
-        return self._give(rest)
+        return self._give(self._text.close())
 
     def _give(self, text: str) -> str:
         self._given.append(text)

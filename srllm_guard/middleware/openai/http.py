@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import sys
-from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import aclosing, closing, suppress
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from srllm_guard.middleware.driven import adriven, driven
 from srllm_guard.middleware.openai.sse import Decoder, Message
-from srllm_guard.middleware.waiting import atimed, timed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+    from srllm_guard.policy import Policy
 
 DROPPED = ("content-encoding", "content-length", "transfer-encoding")
 """Headers that say how the old bytes were sent."""
@@ -24,19 +25,22 @@ END = "[DONE]"
 
 
 class Events(Protocol):
-    """What a stream of events is made of anew; see `ChatEvents` and `ResponseEvents`."""
+    """What a stream of events is made of anew; see `ChatEvents` and `ResponseEvents`.
+
+    What is given before `Blocked` is raised was verified before it.
+    """
 
     @property
     def due(self) -> float | None:
         """When `flush` is due, on the clock of `time.monotonic`."""
 
-    def take(self, event: dict[str, Any], /) -> list[dict[str, Any]]:
+    def take(self, event: dict[str, Any], /) -> Iterable[dict[str, Any]]:
         """The events to show, now that this one has come."""
 
-    def flush(self) -> list[dict[str, Any]]:
+    def flush(self) -> Iterable[dict[str, Any]]:
         """What was held for long enough."""
 
-    def end(self) -> list[dict[str, Any]]:
+    def end(self) -> Iterable[dict[str, Any]]:
         """What is left at the end."""
 
 
@@ -45,9 +49,11 @@ def with_body(response: Any, body: bytes) -> Any:
     return _like(response, content=body)
 
 
-def with_events(response: Any, events: Events) -> Any:
+def with_events(response: Any, events: Events, policy: Policy) -> Any:
     """A response that is like another one, not read yet, but for the events that it streams."""
-    return _like(response, stream=_kind(response, "SyncByteStream", _Bytes)(response, events))
+    return _like(
+        response, stream=_kind(response, "SyncByteStream", _Bytes)(response, events, policy)
+    )
 
 
 def with_async_events(response: Any, events: Events) -> Any:
@@ -84,9 +90,9 @@ def _made(stream: type, accepted: type) -> type:
 class _Bytes:
     """Bytes of events made anew. It runs once, and whoever iterates takes it up where it is."""
 
-    def __init__(self, response: Any, events: Events) -> None:
+    def __init__(self, response: Any, events: Events, policy: Policy) -> None:
         self._response = response
-        self._items = self._run(events)
+        self._items = driven(_messages(response), _Encoded(events), policy)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._items
@@ -97,19 +103,13 @@ class _Bytes:
         with suppress(ValueError):  # another thread is in it, and will find the response closed
             self._items.close()
 
-    def _run(self, events: Events) -> Generator[bytes]:
-        with closing(timed(_messages(self._response), lambda: events.due)) as messages:
-            for message in messages:
-                yield from _answer(events, message)
-        yield from _rest(events)
-
 
 class _AsyncBytes:
     """`_Bytes`, read asynchronously; the model runs in a thread."""
 
     def __init__(self, response: Any, events: Events) -> None:
         self._response = response
-        self._items = self._run(events)
+        self._items = adriven(_amessages(response), _Encoded(events))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._items
@@ -119,13 +119,38 @@ class _AsyncBytes:
             await self._items.aclose()
         await self._response.aclose()
 
-    async def _run(self, events: Events) -> AsyncGenerator[bytes]:
-        async with aclosing(atimed(_amessages(self._response), lambda: events.due)) as messages:
-            async for message in messages:
-                for piece in await asyncio.to_thread(_answer, events, message):
-                    yield piece
-        for piece in await asyncio.to_thread(_rest, events):
-            yield piece
+
+class _Encoded:
+    """Events as they are sent: messages come in, and bytes go out."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+
+    @property
+    def due(self) -> float | None:
+        return self._events.due
+
+    def feed(self, message: Message) -> Iterator[bytes]:
+        if message.data.startswith(END):
+            yield from self.close()
+            yield message.encode()
+            return
+        try:
+            event = json.loads(message.data)
+        except (ValueError, RecursionError):
+            event = None
+        if not isinstance(event, dict):
+            yield message.encode()
+            return
+        if event.get("error") or event.get("type") == "error":
+            yield from self.close()  # who reads the error reads nothing behind it
+        yield from _encoded(self._events.take(event), message)
+
+    def flush(self) -> Iterator[bytes]:
+        return _encoded(self._events.flush(), None)
+
+    def close(self) -> Iterator[bytes]:
+        return _encoded(self._events.end(), None)
 
 
 def _messages(response: Any) -> Generator[Message]:
@@ -141,36 +166,13 @@ async def _amessages(response: Any) -> AsyncGenerator[Message]:
             yield message
 
 
-def _answer(events: Events, message: Message | None) -> list[bytes]:
-    """What to send for one message; None stands for the time that `flush` is due."""
-    if message is None:
-        return _encoded(events.flush(), None)
-    if message.data.startswith(END):
-        return [*_rest(events), message.encode()]
-    try:
-        event = json.loads(message.data)
-    except ValueError:
-        event = None
-    if not isinstance(event, dict):
-        return [message.encode()]
-    return _encoded(events.take(event), message)
-
-
-def _rest(events: Events) -> list[bytes]:
-    return _encoded(events.end(), None)
-
-
-def _encoded(events: list[dict[str, Any]], message: Message | None) -> list[bytes]:
+def _encoded(events: Iterable[dict[str, Any]], message: Message | None) -> Iterator[bytes]:
     """Events in the form of the message that they come instead of."""
-    if message is None:
-        return [Message(json.dumps(event), event.get("type")).encode() for event in events]
-    named = message.event is not None
-    return [
-        Message(
-            json.dumps(event), event.get("type", message.event) if named else None, message.id
-        ).encode()
-        for event in events
-    ]
+    named = message is None or message.event is not None
+    name, number = (None, None) if message is None else (message.event, message.id)
+    for event in events:
+        kind = event.get("type", name) if named else None
+        yield Message(json.dumps(event), kind, number).encode()
 
 
 def _hang_up(response: Any) -> None:

@@ -14,7 +14,7 @@ from srllm_guard.middleware.shapes import TRUSTED_ROLES
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
 
-Known = dict[tuple[str, bool], Released]
+Outcomes = dict[tuple[str, bool], Released]
 """What became of texts, by the text and whether it is structured."""
 
 MESSAGE_TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
@@ -24,12 +24,19 @@ ITEM_TEXTS = {
     "function_call": ("arguments",),
     "custom_tool_call": ("input",),
     "mcp_call": ("arguments", "output"),
+    "mcp_approval_request": ("arguments",),
+    "multi_agent_call": ("arguments",),
+    "function_call_output": ("output",),
+    "custom_tool_call_output": ("output",),
 }
-"""Fields of an output item of a response that hold arguments."""
+"""Fields of an item of a response that hold arguments, or what a tool returned."""
 
 JSON_FORMATS = ("json_object", "json_schema")
 
 ASKED_OUTPUTS = ("function_call_output", "custom_tool_call_output")
+
+INSTRUCTIONS = ("system", "developer")
+"""Roles of what the application wrote, which is the same when it is fetched again."""
 
 
 @dataclass(slots=True)
@@ -63,7 +70,7 @@ class Slot:
             self.holder["annotations"] = moved(self.holder["annotations"], released.edits)
 
 
-def moderate(guard: Guard, found: Sequence[Slot], known: Known) -> bool:
+def moderate(guard: Guard, found: Sequence[Slot], known: Outcomes) -> bool:
     """Moderate texts of an answer in place, together; says whether one was changed.
 
     Args:
@@ -95,7 +102,7 @@ def wants_json(body: object) -> bool:
 
 
 def answer_slots(answer: object, *, as_json: bool) -> Iterator[Slot]:
-    """The texts of a completion, chat completion or response, or of a list of them."""
+    """The texts of a completion, chat completion, response or stored item, or of a list of them."""
     if not isinstance(answer, dict):
         return
     for choice in _dicts(answer.get("choices")):
@@ -104,22 +111,40 @@ def answer_slots(answer: object, *, as_json: bool) -> Iterator[Slot]:
         yield from _filled(choice, ("text",), beside=choice)
     for item in _dicts(answer.get("output")):
         yield from item_slots(item, as_json=as_json)
+    yield from _stored_slots(answer, as_json=as_json)
     for each in _dicts(answer.get("data")):
         yield from answer_slots(each, as_json=as_json)
 
 
 def item_slots(item: dict[str, Any], *, as_json: bool) -> Iterator[Slot]:
-    """The texts of an output item of a response."""
-    yield from _filled(item, ITEM_TEXTS.get(item.get("type", ""), ()), structured=True)
+    """The texts of an item of a response or conversation."""
+    kind = str(item.get("type", ""))
+    yield from _filled(item, ITEM_TEXTS.get(kind, ()), structured=True)
+    yield from _filled(item, ("content",))
     for key in ("content", "summary"):
         for part in _dicts(item.get(key)):
             yield from part_slots(part, as_json=as_json)
+    if kind.endswith("_output"):
+        for part in _dicts(item.get("output")):
+            yield from _filled(part, ("text",), structured=True, beside=part)
 
 
 def part_slots(part: dict[str, Any], *, as_json: bool) -> Iterator[Slot]:
-    """The texts of one part of an output item."""
+    """The texts of one part of an item."""
     structured = as_json and part.get("type") == "output_text"
     yield from _filled(part, ("text", "refusal"), structured=structured, beside=part)
+
+
+def _stored_slots(item: dict[str, Any], *, as_json: bool) -> Iterator[Slot]:
+    """The texts of what is fetched by itself: an item, or a message of a stored chat."""
+    if item.get("role") in INSTRUCTIONS:
+        return
+    if "type" in item or "role" not in item:
+        yield from item_slots(item, as_json=as_json)
+        return
+    yield from _message_slots(item, item, as_json=as_json)
+    for part in _dicts(item.get("content_parts")):
+        yield from _filled(part, ("text",))
 
 
 def _message_slots(
@@ -133,7 +158,7 @@ def _message_slots(
     for call in [*_dicts(message.get("tool_calls")), message]:
         for place, key in CALLS:
             if isinstance(inner := call.get(place), dict):
-                yield from _filled(inner, (key,), structured=True)
+                yield from _filled(inner, (key,), structured=True, beside=choice)
 
 
 CALLS = (("function", "arguments"), ("custom", "input"), ("function_call", "arguments"))
@@ -169,7 +194,7 @@ def asked(guard: Guard, body: dict[str, Any]) -> dict[str, Any]:
     # What the caller gave is not ours to change, and may hold what JSON has no form for.
     copied = {
         key: _copy(body[key])
-        for key in ("messages", "input", "prompt")
+        for key in ("messages", "input", "items", "prompt")
         if isinstance(body.get(key), list | tuple | str)
     }
     changed = moderate(guard, list(_asked_slots(copied)), {})
@@ -185,18 +210,19 @@ def _asked_slots(body: dict[str, Any]) -> Iterator[Slot]:
                 hint="Send text, or leave inputs=False.",
             )
         yield from (Slot(prompts, index) for index, text in enumerate(prompts) if text)
-    for message in [*_dicts(body.get("messages")), *_dicts(body.get("input"))]:
+    said = [each for key in ("messages", "input", "items") for each in _dicts(body.get(key))]
+    for message in said:
+        structured = message.get("role") != "user"  # what tools say is JSON at times
         if message.get("type") in ASKED_OUTPUTS:
-            yield from _filled(message, ("output",), structured=True)
+            yield from _filled(message, ("output",), structured=structured)
             parts = message.get("output")
         elif message.get("role", "assistant") not in TRUSTED_ROLES:
-            structured = message["role"] != "user"  # what tools say is JSON at times
             yield from _filled(message, ("content",), structured=structured)
             parts = message.get("content")
         else:
             continue
         for part in _dicts(parts):
-            yield from _filled(part, ("text",))
+            yield from _filled(part, ("text",), structured=structured)
 
 
 def _copy(value: Any) -> Any:

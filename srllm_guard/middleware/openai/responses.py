@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from srllm_guard.middleware.openai.held import Held, Released, moved
 from srllm_guard.middleware.openai.payload import (
-    Known,
+    Outcomes,
     Slot,
     answer_slots,
     item_slots,
@@ -17,6 +17,8 @@ from srllm_guard.middleware.openai.payload import (
 from srllm_guard.middleware.waiting import earliest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from srllm_guard.guard import Guard
 
 Event = dict[str, Any]
@@ -53,14 +55,14 @@ class ResponseEvents:
         self._guard = guard
         self._as_json = as_json
         self._open: dict[tuple[Any, ...], Held] = {}
-        self._known: Known = {}
+        self._known: Outcomes = {}
 
     @property
     def due(self) -> float | None:
         """When `flush` is due, on the clock of `time.monotonic`; None for never."""
         return earliest(self._open.values())
 
-    def take(self, event: Event) -> list[Event]:
+    def take(self, event: Event) -> Iterator[Event]:
         """The events to show, now that this one has come.
 
         Raises:
@@ -69,19 +71,18 @@ class ResponseEvents:
         kind = str(event.get("type", ""))
         stem, _, verb = kind.rpartition(".")
         if stem in TEXTS and verb == "delta":
-            return self._delta(stem, event)
+            return (yield from self._delta(stem, event))
         if stem in TEXTS and verb == "done":
-            return self._done(stem, event)
+            return (yield from self._done(stem, event))
         if kind == "response.output_text.annotation.added":
             held = self._open.get(_key("response.output_text", event))
             if held is not None:
                 held.aside.append(event)
-                return []
-        before: list[Event] = []
+                return
         if kind == "response.output_item.done":
-            before = self._close(event.get("output_index"))
+            yield from self._close(event.get("output_index"))
         elif kind in ENDS:
-            before = self.end()
+            yield from self.end()
         found: list[Slot] = []
         if isinstance(part := event.get("part"), dict):
             found += part_slots(part, as_json=self._as_json)
@@ -89,19 +90,19 @@ class ResponseEvents:
             found += item_slots(item, as_json=self._as_json)
         found += answer_slots(event.get("response"), as_json=self._as_json)
         moderate(self._guard, found, self._known)
-        return [*before, event]
+        yield event
 
-    def flush(self) -> list[Event]:
+    def flush(self) -> Iterator[Event]:
         """What was held for long enough, judged as if it were complete."""
         now = time.monotonic()
         ready = [each for each in self._open.values() if each.due is not None and each.due <= now]
-        return [{**held.envelope, "delta": text} for held in ready if (text := held.flush())]
+        yield from ({**held.envelope, "delta": text} for held in ready if (text := held.flush()))
 
-    def end(self) -> list[Event]:
+    def end(self) -> Iterator[Event]:
         """What is left of texts whose end was never said."""
         return self._close(None)
 
-    def _delta(self, stem: str, event: Event) -> list[Event]:
+    def _delta(self, stem: str, event: Event) -> Iterator[Event]:
         key = _key(stem, event)
         if key not in self._open:
             self._open[key] = Held(self._guard, structured=self._structured(stem))
@@ -109,35 +110,33 @@ class ResponseEvents:
         # Probabilities of tokens hold the text as well; `done` has them where nothing was changed.
         event = {**event, "logprobs": []} if "logprobs" in event else event
         held.envelope = {name: value for name, value in event.items() if name != "obfuscation"}
-        text = held.feed(str(event.get("delta", "")))
-        return [{**event, "delta": text}] if text else []
+        if text := held.feed(str(event.get("delta", ""))):
+            yield {**event, "delta": text}
 
-    def _done(self, stem: str, event: Event) -> list[Event]:
+    def _done(self, stem: str, event: Event) -> Iterator[Event]:
         field, structured = TEXTS[stem], self._structured(stem)
         held = self._open.pop(_key(stem, event), None)
-        before = [] if held is None else self._finish(held, structured=structured)
+        if held is not None:
+            yield from self._finish(held, structured=structured)
         text = event.get(field)
         if isinstance(text, str) and text:
             moderate(self._guard, [Slot(event, field, structured, event)], self._known)
-        return [*before, event]
+        yield event
 
-    def _finish(self, held: Held, *, structured: bool) -> list[Event]:
+    def _finish(self, held: Held, *, structured: bool) -> Iterator[Event]:
         """Events that end a text, and what became of it for those that say it again."""
-        rest = held.close()
-        released = held.released
-        self._known[held.taken, structured] = released
-        out = [{**held.envelope, "delta": rest}] if rest else []
-        return out + _annotations(held.aside, released)
+        while rest := held.close():
+            yield {**held.envelope, "delta": rest}
+        self._known[held.taken, structured] = held.released
+        yield from _annotations(held.aside, held.released)
 
-    def _close(self, output: int | None) -> list[Event]:
+    def _close(self, output: int | None) -> Iterator[Event]:
         """End the open texts of an output item, or all of them."""
-        out = []
         for key in list(self._open):
             held = self._open[key]
             if output is None or held.envelope.get("output_index") == output:
                 del self._open[key]
-                out += self._finish(held, structured=self._structured(key[0]))
-        return out
+                yield from self._finish(held, structured=self._structured(key[0]))
 
     def _structured(self, stem: str) -> bool:
         return TEXTS[stem] in ("arguments", "input") or (

@@ -17,7 +17,7 @@ LONGEST = 3
 """Most tokens that are looked up."""
 
 
-class Draft:
+class Guesser:
     """The source of one continuation, and where in it the continuation stands."""
 
     def __init__(self, source: Sequence[int]) -> None:

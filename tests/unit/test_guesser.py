@@ -3,17 +3,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srllm_guard.engines.draft import Draft
+from srllm_guard.engines.guesser import Guesser
 
 SOURCE = (10, 11, 12, 13, 10, 20, 21, 22, 30)
 
 
 def after(*ids: int, source: tuple[int, ...] = SOURCE, count: int = 3) -> tuple[int, ...]:
     """What is guessed after a continuation."""
-    draft = Draft(source)
+    guesser = Guesser(source)
     for index in ids:
-        draft.take(index)
-    return draft.guess(count)
+        guesser.take(index)
+    return guesser.guess(count)
 
 
 def test_it_begins_with_the_source() -> None:
@@ -63,9 +63,9 @@ ids = st.lists(st.integers(0, 5), max_size=12)
 
 @given(ids, ids)
 def test_guesses_are_runs_of_the_source(source: list[int], said: list[int]) -> None:
-    draft = Draft(source)
+    guesser = Guesser(source)
     runs = {tuple(source[n : n + 4]) for n in range(len(source) + 1)}
     for index in said:
-        assert draft.guess(4) in runs
-        draft.take(index)
-    assert draft.guess(4) in runs | {()}
+        assert guesser.guess(4) in runs
+        guesser.take(index)
+    assert guesser.guess(4) in runs | {()}
