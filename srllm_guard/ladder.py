@@ -17,7 +17,7 @@ from srllm_guard.prompt import Prompt, Range, rewrite_request
 from srllm_guard.text.protect import unprotected
 from srllm_guard.text.segments import Segment
 from srllm_guard.trim import trims
-from srllm_guard.verify import closeness, faults, omission_faults
+from srllm_guard.verify import closeness, faults, new_words, omission_faults
 
 Flags = Callable[[str, Sequence[Verdict]], list[bool]]
 """Which verdicts on segments of a text the policy calls unsafe."""
@@ -27,8 +27,9 @@ DELETED = 3.0
 rewrites by deletion within -5.0, 14 were read as good; of 27 others within -2.0, 20."""
 
 COARSE = 1.0
-"""How much less likely any rewrite may be where nothing but coarse words is wrong. Of 45 rewrites
-of ParaDetox sources within -3.0, 38 were read as good; of the next 18, 10."""
+"""How much less likely a rewrite may be where nothing but coarse words is wrong and it brings at
+most one new word. Of 45 rewrites of ParaDetox sources within -3.0, 38 were read as good; of the
+next 18, 10."""
 
 BREAKS = "breaks_structure"
 """The reason why a replacement is refused that does not fit."""
@@ -271,7 +272,8 @@ class Ladder:
         found = []
         for job, rank, text in open_:
             chance = chances[id(job), text]
-            bound = least - COARSE if job.is_coarse else least
+            plain = job.is_coarse and len(new_words(job.source, text, job.text)) <= 1
+            bound = least - COARSE if plain else least
             if chance >= bound or (chance >= least - DELETED and text in self._cuts(job)):
                 found.append((job, rank, text))
             else:

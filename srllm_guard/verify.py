@@ -111,8 +111,8 @@ def faults(
     """
     if not rewrite.strip():
         return ("empty",)
-    said = _words(source)
-    if rewrite == source or (said and said == _words(rewrite)):
+    said, words = _words(source), _words(rewrite)
+    if rewrite == source or (said and said == words):
         return ("unchanged",)
     marks = [(span.start, span.end) for span in spans]
     phrases = [
@@ -125,8 +125,9 @@ def faults(
         "garbled": rewrite.count("\ufffd") > source.count("\ufffd"),  # half a character
         "meta_talk": _META.search(rewrite) and not _META.search(source),
         "length": not _fitting(source, rewrite, policy),
-        # "Early adopters." is what is left of many a sentence, and seldom one.
-        "fragment": _long(said) >= SENTENCE > len(_words(rewrite)) + 2,
+        # "Early adopters." is what is left of many a sentence, and seldom one; "You." of none.
+        "fragment": _long(said) >= SENTENCE > len(words) + 2
+        or (words and _FUNCTION.issuperset(words)),
         "kept_phrase": any(_kept(*phrase, rewrite) for phrase in phrases),
         "kept_claim": _keeps_claim([text for text, kind in phrases if kind == "bias"], rewrite),
         # A small model explains what it cannot know: no reason that was not given before.

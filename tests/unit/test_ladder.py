@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from srllm_guard import Guard
 from tests.byte_engine import ByteEngine
 from tests.checks import check, guard
@@ -188,6 +190,19 @@ def test_what_the_model_finds_unlikely_is_not_released() -> None:
     assert "rewrite: unlikely" in result.edits[0].reasons
     sure = guard(ByteEngine(unlikely=("old.",)), min_likelihood=-2).moderate("You silly old idiot.")
     assert sure.text == "You silly old person."
+
+
+def test_less_will_do_for_coarse_words_unless_much_is_new(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each byte has -0.01: one word is a little less likely than the bound, two words as well."""
+    policy = {"min_likelihood": -0.01, "ladder": ("rewrite", "mask")}
+    assert guard(**policy).moderate("Idiot.").text == "person."
+    monkeypatch.setattr("tests.byte_engine.GREEDY", "person friend")
+    assert guard(**policy).moderate("Idiot.").action == "mask"
+    biased = ByteEngine(words={"idiot": "bias"})
+    monkeypatch.undo()
+    assert guard(biased, **policy).moderate("Idiot.").action == "mask"
 
 
 def test_a_deletion_that_is_likely_takes_the_place_of_an_unlikely_rewrite() -> None:

@@ -124,7 +124,9 @@ def test_length() -> None:
 def test_a_sentence_does_not_become_a_fragment() -> None:
     source = "Early adopters are gullible sheep with more money."
     assert "fragment" in found(source, "Early adopters.", "are gullible sheep with more money")
-    assert found("He is an idiot.", "He is.", "an idiot") == set()
+    assert found("He is an idiot.", "He is.", "an idiot") == {"fragment"}
+    assert found("You stupid idiot.", "You.", "stupid idiot") == {"fragment"}
+    assert found("He is late, the idiot.", "He is late.", "the idiot") == set()
     assert "fragment" not in found("a s t u p i d man", "a man", "s t u p i d")
 
 
