@@ -12,6 +12,7 @@ adds its rows. What does not run here is skipped, with the reason in the result.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -135,6 +136,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", help="folder or Hub id of a bundle (default: the one shipped)")
     made.add_argument("--base", help="folder of the base weights (default: found)")
     made.add_argument("--seed", type=int, default=0, help="of the choice of texts")
+    made.add_argument("--join", type=Path, help="result of a run whose rows are taken over")
     made.add_argument("--out", type=Path, default=report.RESULTS / "latency.json")
     return made
 
@@ -285,6 +287,20 @@ class Run:
         return None
 
 
+def joined(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with the rows that an earlier run timed on the same bundle.
+
+    Raises:
+        ValueError: the earlier result is of another bundle.
+    """
+    other = json.loads(path.read_text("utf-8"))
+    parts = {part: {**other[part], **content[part]} for part in ("skipped", "seconds")}
+    header = report.joined(path, other["header"], content["header"])
+    made = {**other, **content, **parts, "header": header}
+    made["goals"] = goals.reached(made)
+    return made
+
+
 def write(args: argparse.Namespace, content: Mapping[str, Any]) -> str:
     """Write JSON, Markdown and PNG; returns the Markdown."""
     note = (
@@ -304,6 +320,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="srllm-guard-latency-") as folder:
             content = Run(args, Path(folder)).content()
+        if args.join:
+            content = joined(args.join, content)
         print(write(args, content))
     except (GuardError, OSError, ValueError) as error:
         print(f"benchmarks.latency: {error}", file=sys.stderr)

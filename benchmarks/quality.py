@@ -204,13 +204,7 @@ def joined(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         ValueError: the other result is of another bundle.
     """
     other = json.loads(path.read_text("utf-8"))
-    mine, theirs = content["header"], other["header"]
-    if mine["model"]["bundle_hash"] != theirs["model"]["bundle_hash"]:
-        raise ValueError(f"{path} is of another bundle")
-    header = mine | {
-        "command": f"{theirs['command']} && {mine['command']}",
-        "data": theirs["data"] | mine["data"],
-    }
+    header = report.joined(path, other["header"], content["header"])
     return content | {
         "header": header,
         **{part: other[part] | content[part] for part in ("sets", "safe")},

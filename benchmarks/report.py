@@ -263,3 +263,18 @@ def _processor() -> str:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def joined(path: Path, earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """The header of two runs whose results stand in one file; it names both commands.
+
+    Raises:
+        ValueError: the earlier result, which was read from `path`, is of another bundle.
+    """
+    if earlier["model"]["bundle_hash"] != later["model"]["bundle_hash"]:
+        raise ValueError(f"{path} is of another bundle")
+    return {
+        **later,
+        "command": f"{earlier['command']} && {later['command']}",
+        "data": {**earlier["data"], **later["data"]},
+    }

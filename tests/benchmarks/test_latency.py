@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("torch")
 
 from benchmarks import latency
+from benchmarks.speed import goals
 from srllm_guard import Guard
 from srllm_guard.models.bundle import Bundle, write_manifest
 from tests.benchmarks.test_prompting import record
@@ -126,3 +127,22 @@ def test_an_unknown_system_is_an_error(
 ) -> None:
     assert latency.main([*command, "--systems", "abacus"]) == 1
     assert "unknown system 'abacus'" in capsys.readouterr().err
+
+
+def test_rows_of_an_earlier_run_are_taken_over(tmp_path: Path) -> None:
+    def result(command: str, bundle: str, **rows: Any) -> dict[str, Any]:
+        header = {"command": command, "data": {command: "0"}, "model": {"bundle_hash": bundle}}
+        told = {"skipped": {}, "seconds": dict.fromkeys(rows, 1.0)}
+        return {"header": header, "load_before": 0.5, "quick": False, **told, **rows}
+
+    earlier = tmp_path / "earlier.json"
+    start = {"import srllm_guard": {"median_ms": 90.0}}
+    earlier.write_text(json.dumps(result("first", "abc", start=start)), encoding="utf-8")
+    made = latency.joined(earlier, result("second", "abc", document={}))
+    assert made["start"] == start
+    assert made["header"]["command"] == "first && second"
+    assert made["header"]["data"] == {"first": "0", "second": "0"}
+    assert made["seconds"] == {"start": 1.0, "document": 1.0}
+    assert made["goals"] == goals.reached({"start": start, "document": {}})
+    with pytest.raises(ValueError, match="of another bundle"):
+        latency.joined(earlier, result("second", "xyz", document={}))
