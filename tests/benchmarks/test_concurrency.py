@@ -28,9 +28,9 @@ def test_all_callers_get_the_right_answers(byte_guard: Guard) -> None:
     seen, took = concurrency.run(
         byte_guard, TEXTS, right, seconds=0.5, callers=4, threads=3, seed=1
     )
-    for each in seen.values():
-        figures = each.figures()
-        assert figures["calls"] > 0
+    told = [figures for each in seen.values() if (figures := each.figures())["calls"]]
+    assert told
+    for figures in told:
         assert (figures["wrong"], figures["errors"]) == (0, {})
         assert 0 < figures["median_ms"] <= figures["p95_ms"]
     assert took >= 0.5
@@ -40,9 +40,10 @@ def test_wrong_answers_and_errors_are_counted() -> None:
     guard = Guard(runtime())
     spoiled = {text: replace(found, text="other") for text, found in answers(guard).items()}
     seen, _ = concurrency.run(guard, TEXTS, spoiled, seconds=0.2, callers=2, threads=2)
-    assert all(each.wrong == len(each.ms) > 0 for each in seen.values())
-    seen, _ = concurrency.run(guard, [3], {}, seconds=0.1, callers=1, threads=1)  # type: ignore[list-item]
-    assert all(set(each.errors) == {"TypeError"} for each in seen.values())
+    assert all(each.wrong == len(each.ms) for each in seen.values())
+    assert any(each.wrong for each in seen.values())
+    seen, _ = concurrency.run(guard, [3], {}, seconds=0.5, callers=1, threads=1)  # type: ignore[list-item]
+    assert {error for each in seen.values() for error in each.errors} == {"TypeError"}
 
 
 def test_memory_is_sampled() -> None:
