@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from srllm_guard import Guard
@@ -196,7 +198,7 @@ def test_less_will_do_for_coarse_words_unless_much_is_new(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each byte has -0.01: one word is a little less likely than the bound, two words as well."""
-    policy = {"min_likelihood": -0.01, "ladder": ("rewrite", "mask")}
+    policy: dict[str, Any] = {"min_likelihood": -0.01, "ladder": ("rewrite", "mask")}
     assert guard(**policy).moderate("Idiot.").text == "person."
     monkeypatch.setattr("tests.byte_engine.GREEDY", "person friend")
     assert guard(**policy).moderate("Idiot.").action == "mask"
