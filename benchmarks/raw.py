@@ -14,6 +14,7 @@ from benchmarks.metrics import Range
 from srllm_guard.prompt import rewrite_request
 from srllm_guard.runtime import Runtime
 from srllm_guard.text.segments import Segment, segments
+from train.example import apart
 
 
 def rewritten(
@@ -61,16 +62,5 @@ def marked(text: str, ranges: Sequence[Range]) -> list[tuple[Segment, list[Range
             if start < segment.end and segment.start < end
         ]
         if inside and segment.kind == "prose":
-            found.append((segment, _apart(inside)))
-    return found
-
-
-def _apart(ranges: Sequence[Range]) -> list[Range]:
-    """Sorted ranges, those that overlap joined."""
-    found: list[Range] = []
-    for start, end in ranges:
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
-        else:
-            found.append((start, end))
+            found.append((segment, apart(inside)))
     return found

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from srllm_guard import Guard
 from srllm_guard.engines.base import Asked, Engine
 from srllm_guard.errors import ConfigError
 from srllm_guard.policy import Policy
 from srllm_guard.prompt import Prompt
 from srllm_guard.results import Span
+from srllm_guard.runtime import load
 from srllm_guard.trim import trims
 from srllm_guard.verify import faults
 from train.config import Config
@@ -51,7 +51,7 @@ def deletions(
                 f"{config.name} learns from deletions that a bundle finds likely.",
                 hint="Give the bundle with --from-bundle, or leave [data] deletions out.",
             )
-        engine = Guard(start, base=weights).runtime.engine
+        engine = load(start, base=weights).engine
         draw = random.Random(config.training.seed)
         wide = [
             pair

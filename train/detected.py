@@ -14,7 +14,7 @@ from pathlib import Path
 from srllm_guard import Guard
 from srllm_guard.errors import ConfigError
 from train.config import Config
-from train.example import Span
+from train.example import Span, apart
 from train.finetune import Corpus, pools
 from train.schema import json_lines
 
@@ -62,18 +62,9 @@ def detected(
 
 
 def _judged(guard: Guard, texts: list[str]) -> list[tuple[Span, ...]]:
-    return [_joined((s.start, s.end) for s in each.spans) for each in guard.detect_many(texts)]
-
-
-def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[Span, ...]:
-    """Ranges in order, apart from one another; the rewriter is not told what is wrong with each."""
-    joined: list[Span] = []
-    for start, end in sorted(ranges):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]), "bias")
-        else:
-            joined.append((start, end, "bias"))
-    return tuple(joined)
+    """The marks of each text, apart: the rewriter is not told what is wrong with each."""
+    found = ([(span.start, span.end) for span in each.spans] for each in guard.detect_many(texts))
+    return [tuple((start, end, "bias") for start, end in apart(ranges)) for ranges in found]
 
 
 def _spans(rows: Iterable[list[int | str]]) -> tuple[Span, ...]:

@@ -77,3 +77,14 @@ def merged(spans: Iterable[Span]) -> tuple[Span, ...]:
         else:
             result.append((start, end, category))
     return tuple(result)
+
+
+def apart(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges in order; those that overlap or touch are joined."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
