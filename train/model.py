@@ -41,9 +41,12 @@ class Model(nn.Module):
     def freeze_detection(self) -> None:
         """Train nothing that detection reads: neither heads nor the adapter up to their layer."""
         self.heads.requires_grad_(False)
-        for number, layer in enumerate(self.language.get_base_model().model.layers):
-            if number < self.layer:
-                layer.requires_grad_(False)
+        self.freeze_layers(self.layer)
+
+    def freeze_layers(self, count: int) -> None:
+        """Do not train the adapter of the first `count` layers; no gradient goes through them."""
+        for layer in self.language.get_base_model().model.layers[:count]:
+            layer.requires_grad_(False)
 
     def rewriting_loss(self, batch: rewriting.Batch) -> Tensor:
         """Mean cross-entropy of the answers' tokens; logits are computed for those alone."""

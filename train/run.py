@@ -97,6 +97,7 @@ def run(
         model.to("cuda")
     prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
     found = corpus(config, data, authored)
+    model.freeze_layers(config.training.frozen_layers)
     if config.training.rewriting_only:
         model.freeze_detection()
     if config.data.deletions:

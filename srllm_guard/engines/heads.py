@@ -137,12 +137,14 @@ class DetectionHeads(nn.Module):
         places = torch.arange(t, device=owner.device)
         for n in range(segments):
             mine = owner == n  # [B, T]
-            ends = ((places + 1) * mine).amax(1, keepdim=True)  # [B, 1]
-            end = int(ends.max())
-            if not end:
+            rows = mine.any(1).nonzero()[:, 0]  # [R], the windows that have such a segment
+            if not len(rows):
                 continue
-            seen = owner[:, :end].masked_fill(places[:end] >= ends, -2)
-            row, marks = self(hidden[:, :end], seen, n + 1)
-            labels[:, n] = row[:, n]
-            spans[:, :end] = torch.where(mine[:, :end, None], marks, spans[:, :end])
+            mine = mine[rows]
+            ends = ((places + 1) * mine).amax(1, keepdim=True)  # [R, 1]
+            end = int(ends.max())
+            seen = owner[rows, :end].masked_fill(places[:end] >= ends, -2)
+            row, marks = self(hidden[rows, :end], seen, n + 1)
+            labels[rows, n] = row[:, n].to(labels.dtype)
+            spans[rows, :end] = torch.where(mine[:, :end, None], marks, spans[rows, :end])
         return labels, spans

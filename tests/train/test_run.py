@@ -234,6 +234,20 @@ def test_a_run_can_start_from_a_bundle(
     assert Bundle.load(more.folder).manifest.training["start"] == first.hash
 
 
+def test_frozen_layers_stay_as_they_are(
+    out: Path, base: Path, authored: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "frozen.toml"
+    path.write_text(CONFIG.replace("seed = 3", "seed = 3\nstop = 2\nfrozen_layers = 1"))
+    arguments = [str(path), "--base", str(base), "--authored", str(authored), "--threads", "1"]
+    start = ["--from-bundle", str(out / "bundle")]
+    assert main([*arguments, *start, "--out", str(tmp_path / "frozen")]) == 0
+    before = load_file(out / "bundle" / "adapter_model.safetensors")
+    after = load_file(tmp_path / "frozen" / "bundle" / "adapter_model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if ".layers.0." not in name}
+
+
 def test_a_bundle_of_another_shape_is_no_start(
     out: Path, base: Path, authored: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
