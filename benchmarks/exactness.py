@@ -48,8 +48,8 @@ from srllm_guard.runtime import Runtime, load
 T = TypeVar("T")
 FIRST = "fp32"
 """What other precisions are compared with."""
-DEFAULT = (FIRST, "fp16", "int8")
-"""Precisions; bf16 is slow without hardware for it."""
+DEFAULT = (FIRST, "fp16", "bf16", "int8")
+"""Precisions."""
 THEIRS = "transformers.generate"
 TOKENS = 64
 """Of the windows that detection is timed with."""

@@ -4,7 +4,8 @@
         --limit 100 --out benchmarks/results/quality.json
 
 Outputs of other systems stand beside it with `--column NAME=FILE`, JSON Lines of `text` (the
-source) and `output`.
+source) and `output`; the same guard in a lower precision with `--also bf16`, or `--also DIR` for a
+model that was exported into DIR.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from benchmarks.systems import System, column, compared, ladder, moderate
 from benchmarks.yardstick import Yardstick
 from srllm_guard import Guard
 from srllm_guard.errors import GuardError
+from srllm_guard.models.exported import is_exported
 from srllm_guard.results import Moderation
-from srllm_guard.runtime import Runtime
+from srllm_guard.runtime import Runtime, load
 
 EXAMPLES = "examples.md"
 
@@ -53,6 +55,23 @@ def examples(results: Sequence[tuple[Pair, Moderation]], command: str) -> str:
 def _quoted(text: str) -> str:
     escaped = re.sub(r"([\\`*_<>#\[\]])", r"\\\1", text)
     return "\n".join(f"> {line}".rstrip() + "  " for line in escaped.splitlines()) + "\n"
+
+
+def others(args: argparse.Namespace) -> dict[str, Guard]:
+    """The guard in the precisions that were asked for, by the names of their columns.
+
+    Raises:
+        GuardError: no such precision or export, or it does not run here.
+    """
+    found = {}
+    for also in args.also:
+        if is_exported(Path(also)):
+            runtime = load(also, device=args.device)
+        else:
+            runtime = load(args.model, device=args.device, base=args.base, precision=also)
+        name = f"guard, {runtime.engine.name} {runtime.engine.info()['precision']}"
+        found[name] = Guard(runtime, policy=report.policy(args))
+    return found
 
 
 def restraint(
@@ -161,7 +180,7 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel | None) 
     yardstick = Yardstick(known, base, args.seed)
     found = [sets.rewriting(n, args.data, args.authored, args.split) for n in args.sets.split(",")]
     policy = report.policy(args)
-    guard = Guard(runtime, policy=policy)
+    guard, also = Guard(runtime, policy=policy), others(args)
     files = [path for one in found for path in one.files]
     shown = shots(args.authored, args.shots, args.seed)
     content: dict[str, Any] = {
@@ -175,6 +194,9 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel | None) 
         pairs = report.sample(one.pairs, args.limit, args.seed)
         results, watch = moderate(guard, [pair.text for pair in pairs], args.batch, one.name)
         systems = compared(runtime, pairs, results, base, shown)
+        for name, other in also.items():
+            said, _ = moderate(other, [pair.text for pair in pairs], args.batch, name)
+            systems.append(System.of(name, [result.text for result in said]))
         systems += [column(option, pairs) for option in args.column]
         content["sets"][one.name] = {
             "systems": {s.name: yardstick.figures(pairs, s) for s in systems if s.outputs},
@@ -238,6 +260,13 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=FILE",
         help="outputs of another system: JSON Lines of text and output; may be given again",
+    )
+    made.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="PRECISION",
+        help="the guard in another precision, or the folder of an export; may be given again",
     )
     made.add_argument(
         "--examples", type=int, default=0, help=f"moderations to write into {EXAMPLES}"

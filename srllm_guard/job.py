@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from srllm_guard.detector import GAP
 from srllm_guard.results import Span
 from srllm_guard.text.segments import Segment
 
@@ -48,6 +49,11 @@ class Job:
     def source(self) -> str:
         """The segment as it was."""
         return self.text[self.segment.start : self.segment.end]
+
+    @property
+    def near(self) -> str:
+        """The segment and what stands right before it: the words that a rewrite may say again."""
+        return self.text[max(0, self.segment.start - GAP) : self.segment.end]
 
     @property
     def is_coarse(self) -> bool:

@@ -272,7 +272,7 @@ class Ladder:
         found = []
         for job, rank, text in open_:
             chance = chances[id(job), text]
-            plain = job.is_coarse and len(new_words(job.source, text, job.text)) <= 1
+            plain = job.is_coarse and len(new_words(job.source, text, job.near)) <= 1
             bound = least - COARSE if plain else least
             if chance >= bound or (chance >= least - DELETED and text in self._cuts(job)):
                 found.append((job, rank, text))
@@ -293,8 +293,7 @@ class Ladder:
             return ("line_break",)
         if not language(text).verified and language(job.source).verified:
             return ("unverified_language",)
-        near = job.text[max(0, job.segment.start - GAP) : job.segment.end]
-        return faults(job.source, text, job.spans, self._policy, near)
+        return faults(job.source, text, job.spans, self._policy, job.near)
 
     def _judge(
         self, proposals: Sequence[tuple[Job, str]], bound: Flags, calls: Calls

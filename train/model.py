@@ -60,7 +60,7 @@ class Model(nn.Module):
     def judge(self, batch: detection.Batch) -> tuple[Tensor, Tensor]:
         """Label logits `[B, S, N_LOGITS]` and span logits `[B, T, categories]`."""
         hidden = self._trunk[0](batch.ids)
-        return self.heads.in_turn(hidden.float(), batch.owner, batch.unsafe.shape[1])
+        return self.heads(hidden.float(), batch.owner, batch.unsafe.shape[1])
 
 
 def build(config: Config, base: Path) -> Model:

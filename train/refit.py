@@ -106,9 +106,7 @@ def _one_step(
 ) -> None:
     batch = seen.batch
     with precision(torch.device("cpu")):
-        labels, spans = heads.in_turn(
-            seen.states[layer].float(), batch.owner, batch.unsafe.shape[1]
-        )
+        labels, spans = heads(seen.states[layer].float(), batch.owner, batch.unsafe.shape[1])
     loss = detection.loss(labels, spans, batch)
     (loss.total + loss.spans).backward()
     torch.nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
@@ -121,6 +119,6 @@ def _judge(heads: DetectionHeads, layer: int, seen: Sequence[Seen]) -> Judge:
 
     def judge(batch: detection.Batch) -> tuple[Tensor, Tensor]:
         states = next(waiting).states[layer]
-        return heads.in_turn(states.float(), batch.owner, batch.unsafe.shape[1])
+        return heads(states.float(), batch.owner, batch.unsafe.shape[1])
 
     return judge

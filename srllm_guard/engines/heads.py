@@ -1,8 +1,9 @@
 """The detection heads of SR-LLM: label logits for each segment, span logits for each token.
 
 They read the hidden states of one early layer of the tuned language model. That model is causal, so
-a token has not seen what follows it; two small bidirectional blocks read each segment with what
-stands before it, up to its own end, before they judge.
+a token has not seen what follows it; two small blocks let each token see its whole segment and what
+stands before that, and nothing behind it. So a sentence of a stream, judged before the next one has
+come, is judged as it is in the finished text.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class HeadsConfig:
 
 
 class Block(nn.Module):
-    """Depthwise convolution, attention over the whole window, feed-forward; all with pre-norm."""
+    """Depthwise convolution, attention, feed-forward; all with pre-norm.
+
+    No token sees further than to the end of its segment.
+    """
 
     def __init__(self, config: HeadsConfig) -> None:
         super().__init__()
@@ -50,19 +54,38 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, same: Tensor, valid: Tensor) -> Tensor:
-        """`x` [B, T, D], `same` [B, T, T] (0/1), `valid` [B, T] (0/1) -> [B, T, D]."""
+    def forward(self, x: Tensor, same: Tensor, end: Tensor) -> Tensor:
+        """Mix the tokens of a window.
+
+        Args:
+            x: `[B, T, D]`.
+            same: `[B, T, T]` of bool, whether two tokens are of one segment.
+            end: `[B, T]`, the last place that each token sees.
+
+        Returns:
+            `[B, T, D]`.
+        """
         b, t, d = x.shape
-        inside = valid.unsqueeze(-1)
-        conv = self.conv((self.norm_conv(x) * inside).transpose(1, 2)).transpose(1, 2)
-        x = x + self.dropout(conv)
+        places = torch.arange(t, device=x.device)
+        x = x + self.dropout(self._convolved(self.norm_conv(x), places, end))
         qkv = self.qkv(self.norm_attention(x)).view(b, t, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, T, D / heads]
-        bias = (1 - same).unsqueeze(1) * self.elsewhere.view(1, -1, 1, 1)
-        bias = bias + (1 - valid)[:, None, None, :] * -1e4  # [B, heads, T, T]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        bias = (~same).to(q.dtype).unsqueeze(1) * self.elsewhere.to(q.dtype).view(1, -1, 1, 1)
+        unseen = places > end.unsqueeze(-1)  # [B, T, T]
+        bias = bias.masked_fill(unseen.unsqueeze(1), -1e4)  # [B, heads, T, T]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(b, t, d)))
         out: Tensor = x + self.dropout(self.mlp(self.norm_mlp(x)))
+        return out
+
+    def _convolved(self, x: Tensor, places: Tensor, end: Tensor) -> Tensor:
+        """The convolution of `x` [B, T, D], less what a token does not see of what follows it."""
+        out: Tensor = self.conv(x.transpose(1, 2)).transpose(1, 2)
+        half = self.conv.kernel_size[0] // 2
+        for ahead in range(1, half + 1):
+            unseen = places[ahead:] > end[:, :-ahead]  # [B, T - ahead]
+            taken = x[:, ahead:] * self.conv.weight[:, 0, half + ahead] * unseen.unsqueeze(-1)
+            out = out - F.pad(taken, (0, 0, 0, ahead))
         return out
 
 
@@ -91,22 +114,27 @@ class DetectionHeads(nn.Module):
         Args:
             hidden: hidden states, `[B, T, hidden]`.
             owner: for each token the index of its segment, `[B, T]`; -1 belongs to no segment
-                (the prompt's prefix) and -2 is padding.
+                (the prompt's prefix) and -2 is padding, behind all others. Segments are in order.
             segments: S, the largest number of segments in a window.
 
         Returns:
             Label logits `[B, S, N_LOGITS]` and span logits `[B, T, len(CATEGORIES)]`. Rows of
             segments that a window does not have are meaningless.
         """
-        valid = (owner > -2).to(hidden.dtype)
-        same = (owner.unsqueeze(1) == owner.unsqueeze(2)).to(hidden.dtype)
+        return self.judge(hidden, owner, torch.arange(segments, device=owner.device))
+
+    def judge(self, hidden: Tensor, owner: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, for the segments that `numbers` `[S]` names."""
+        same = owner.unsqueeze(1) == owner.unsqueeze(2)  # [B, T, T]
+        # A token sees its segment and what stands before; what is of no segment, up to itself.
+        places = torch.arange(owner.shape[1], device=owner.device)
+        end = torch.where(owner < 0, places, (same * places).amax(-1))  # [B, T]
         x = self.project(self.norm(hidden))
         for block in self.blocks:
-            x = block(x, same, valid)
+            x = block(x, same, end)
         x = self.norm_out(x)
         spans = self.spans(x)
-        index = torch.arange(segments, device=owner.device).view(1, -1, 1)
-        member = owner.unsqueeze(1) == index  # [B, S, T]
+        member = owner.unsqueeze(1) == numbers.view(1, -1, 1)  # [B, S, T]
         weight = self.focus(x).transpose(1, 2).masked_fill(~member, -1e4).softmax(-1)
         pooled = weight @ x  # [B, S, D]
         mean = member.to(x.dtype)
@@ -114,37 +142,3 @@ class DetectionHeads(nn.Module):
         peak = spans.unsqueeze(1).masked_fill(~member.unsqueeze(-1), -1e4).amax(2)
         peak = peak.clamp(-20, 20)
         return self.labels(torch.cat([pooled, mean, peak], -1)), spans
-
-    def in_turn(self, hidden: Tensor, owner: Tensor, segments: int) -> tuple[Tensor, Tensor]:
-        """Judge each segment by itself and what stands before it, never by what follows.
-
-        So a sentence of a stream, judged before the next one has come, is judged as it is in the
-        finished text. The states are causal as it is; only the heads run once for each segment.
-
-        Args:
-            hidden: as in `forward`.
-            owner: as in `forward`; segments are in order.
-            segments: as in `forward`.
-
-        Returns:
-            As `forward`; span logits of tokens that belong to no segment are 0.
-        """
-        b, t, _ = hidden.shape
-        labels, spans = (
-            hidden.new_zeros(b, segments, N_LOGITS),
-            hidden.new_zeros(b, t, len(CATEGORIES)),
-        )
-        places = torch.arange(t, device=owner.device)
-        for n in range(segments):
-            mine = owner == n  # [B, T]
-            rows = mine.any(1).nonzero()[:, 0]  # [R], the windows that have such a segment
-            if not len(rows):
-                continue
-            mine = mine[rows]
-            ends = ((places + 1) * mine).amax(1, keepdim=True)  # [R, 1]
-            end = int(ends.max())
-            seen = owner[rows, :end].masked_fill(places[:end] >= ends, -2)
-            row, marks = self(hidden[rows, :end], seen, n + 1)
-            labels[rows, n] = row[:, n].to(labels.dtype)
-            spans[rows, :end] = torch.where(mine[:, :end, None], marks, spans[rows, :end])
-        return labels, spans

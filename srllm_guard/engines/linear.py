@@ -4,7 +4,7 @@
 |---|---|---|
 | fp32 | float32 | float32; on a CPU laid out for oneDNN |
 | fp16 | float16 | on a CPU float32, FBGEMM widens weights in registers; on CUDA float16 |
-| bf16 | bfloat16 | bfloat16 with float32 sums |
+| bf16 | bfloat16 | bfloat16 with float32 sums; on a CPU laid out for oneDNN |
 | int8 | 7 bits and a scale for each output | CPU: inputs in 8 bits with a scale for each token |
 
 "auto" never chooses int8: it is the fastest and another model, see `benchmarks/exactness.py`.
@@ -98,11 +98,11 @@ def pack(weight: Tensor, bias: Tensor | None, precision: str) -> Linear:
         return _fp16(weight, bias)
     if precision == "int8":
         return _int8(weight, bias)
-    if weight.device.type == "cpu" and precision == "fp32" and _has_onednn():
-        return _onednn(weight, bias)
     kind = activations(precision, weight.device)
     weight = weight.to(kind)
     bias = None if bias is None else bias.to(kind)
+    if weight.device.type == "cpu" and _has_onednn():
+        return _onednn(weight, bias)
     return lambda x: F.linear(x, weight, bias)
 
 

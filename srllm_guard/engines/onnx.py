@@ -25,7 +25,6 @@ from srllm_guard.engines.base import (
 from srllm_guard.engines.kin import Begun, candidates, scored
 from srllm_guard.engines.loop import Feed, decode
 from srllm_guard.engines.onnx_session import VERSION, Row, Sessions
-from srllm_guard.labels import CATEGORIES, N_LOGITS
 from srllm_guard.models.exported import Exported
 
 WIDTH = {"cpu": 12, "cuda": 16}
@@ -100,19 +99,8 @@ class OnnxEngine:
         }
 
     def _judge(self, window: Window) -> Scores:
-        """Each segment by itself and what stands before it, as `DetectionHeads.in_turn` does."""
         hidden = self._opening.states(window.ids)  # [1, T, H]
-        owner = np.array([window.owner], np.int64)
-        labels = np.zeros((window.segments, N_LOGITS), np.float32)
-        spans = np.zeros((len(window.ids), len(CATEGORIES)), np.float32)
-        for n in range(window.segments):
-            places = np.flatnonzero(owner[0] == n)
-            if not len(places):
-                continue
-            end = int(places[-1]) + 1
-            labels[n], marks = self._sessions.judge(hidden[:, :end], _first(owner[:, :end], n))
-            spans[places] = marks[places]
-        return Scores(labels, spans)
+        return Scores(*self._sessions.judge(hidden, window.owner, window.segments))
 
     def _begin(self, prompt: Ids, more: int) -> Begun:
         """Run a prompt whose continuations are scored; they have at most `more` ids."""
@@ -201,14 +189,6 @@ class Steps:
         if self._opening.sessions.device == "cpu":
             begun[key] = self._rows[feed.row], logits
         return logits
-
-
-def _first(owner: NDArray[np.int64], segment: int) -> NDArray[np.int64]:
-    """`owner` with a segment and the first one changing places: the heads judge number 0."""
-    swapped = owner.copy()
-    swapped[owner == segment] = 0
-    swapped[owner == 0] = segment
-    return swapped
 
 
 def _log_chances(logits: Floats, chosen: Ids) -> Floats:

@@ -39,7 +39,9 @@ HIDDEN = "hidden"
 LOGITS = "logits"
 """Output `[1, W, V]`, float32."""
 OWNER = "owner"
-"""Input `[1, T]`, int64, of the heads."""
+"""Input `[1, T]`, int64, of the heads: the segment of each token."""
+NUMBERS = "numbers"
+"""Input `[S]`, int64, of the heads: the segments that are judged."""
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -83,18 +85,24 @@ class Sessions:
         self.dtype = np.dtype(np.float16 if half else np.float32)
         """Of keys and values."""
 
-    def judge(self, hidden: Floats, owner: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    def judge(self, hidden: Floats, owner: Sequence[int], segments: int) -> tuple[Floats, Floats]:
         """Run the heads.
 
         Args:
             hidden: states `[1, T, H]`.
-            owner: `[1, T]`, with 0 for the tokens of the segment that is judged.
+            owner: the segment of each of the T tokens.
+            segments: S, how many there are.
 
         Returns:
-            Label logits `[N_LOGITS]` of that segment and span logits `[T, len(CATEGORIES)]`.
+            Label logits `[S, N_LOGITS]` and span logits `[T, len(CATEGORIES)]`.
         """
-        labels, spans = self._heads.run(None, {HIDDEN: hidden, OWNER: owner})
-        return labels[0, 0], spans[0]
+        fed = {
+            HIDDEN: hidden,
+            OWNER: np.array([owner], np.int64),
+            NUMBERS: np.arange(segments, dtype=np.int64),
+        }
+        labels, spans = self._heads.run(None, fed)
+        return labels[0], spans[0]
 
     @property
     def providers(self) -> list[str]:

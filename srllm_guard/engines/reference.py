@@ -123,7 +123,7 @@ class ReferenceEngine:
         ids = padded([window.ids for window in windows], 0)
         owner = padded([window.owner for window in windows], -2).to(self._torch_device)
         hidden = self._trunk(ids.to(self._torch_device)).float()
-        labels, spans = self._heads.in_turn(hidden, owner, rows)
+        labels, spans = self._heads(hidden, owner, rows)
         return [
             Scores(
                 labels[n, : window.segments].cpu().numpy(),

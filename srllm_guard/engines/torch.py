@@ -174,7 +174,7 @@ class TorchEngine:
         owner = padded([window.owner for window in windows], -2).to(self._device)
         rows = max(window.segments for window in windows)
         hidden = self._read([window.ids for window in windows], self._layer).float()
-        labels, spans = self._heads.in_turn(hidden, owner, rows)
+        labels, spans = self._heads(hidden, owner, rows)
         labels, spans = labels.cpu(), spans.cpu()
         return [
             Scores(labels[n, : window.segments].numpy(), spans[n, : len(window.ids)].numpy())

@@ -19,7 +19,7 @@ from srllm_guard.engines.checkpoint import read_config
 from srllm_guard.engines.heads import DetectionHeads
 from srllm_guard.engines.llama import Shape, frequencies, unsupported
 from srllm_guard.engines.loading import load_heads, load_model
-from srllm_guard.engines.onnx_session import HIDDEN, OWNER
+from srllm_guard.engines.onnx_session import HIDDEN, NUMBERS, OWNER
 from srllm_guard.errors import MissingExtra, ModelError
 from srllm_guard.export.graphs import Decoder
 from srllm_guard.export.precision import convert
@@ -79,17 +79,16 @@ def _exported(model: Any) -> ModelProto:
         return onnx.load(str(Path(folder) / "model.onnx"))
 
 
-class _FirstSegment(nn.Module):
-    """The heads for one segment, number 0."""
+class _Judge(nn.Module):
+    """The heads as one graph."""
 
     def __init__(self, heads: DetectionHeads) -> None:
         super().__init__()
         self.heads = heads
 
-    def forward(self, hidden: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-        """`hidden` [1, T, H], `owner` [1, T] -> labels [1, 1, N_LOGITS], spans [1, T, 3]."""
-        labels, spans = self.heads(hidden, owner, 1)
-        return labels, spans
+    def forward(self, hidden: Tensor, owner: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """See `DetectionHeads.judge`."""
+        return self.heads.judge(hidden, owner, numbers)
 
 
 def _heads(heads: DetectionHeads) -> ModelProto:
@@ -98,12 +97,18 @@ def _heads(heads: DetectionHeads) -> ModelProto:
     with tempfile.TemporaryDirectory(prefix="srllm-guard-") as folder, _quiet():
         path = str(Path(folder) / HEADS_GRAPH)
         torch.onnx.export(
-            _FirstSegment(heads).eval(),
-            (hidden, owner),
+            _Judge(heads).eval(),
+            (hidden, owner, torch.arange(2)),
             path,
-            input_names=[HIDDEN, OWNER],
+            input_names=[HIDDEN, OWNER, NUMBERS],
             output_names=["labels", "spans"],
-            dynamic_axes={HIDDEN: {1: "T"}, OWNER: {1: "T"}, "spans": {1: "T"}},
+            dynamic_axes={
+                HIDDEN: {1: "T"},
+                OWNER: {1: "T"},
+                NUMBERS: {0: "S"},
+                "labels": {1: "S"},
+                "spans": {1: "T"},
+            },
             opset_version=OPSET,
             dynamo=False,
         )

@@ -22,7 +22,7 @@ from typing import Any
 from srllm_guard.errors import BundleError
 from srllm_guard.models.bundle import MANIFEST, Manifest, check_file, file_hash, read_manifest
 
-FORMAT = 1
+FORMAT = 2
 EXPORT = "export.json"
 LOWER, UPPER, HEADS_GRAPH = "lower.onnx", "upper.onnx", "heads.onnx"
 WEIGHTS = "weights.bin"

@@ -74,7 +74,8 @@ def test_quality_from_data_to_tables_and_examples(
     write(column, {"text": "What stupid weather we have today.", "output": "It rains."})
     out = tmp_path / "out" / "quality.json"
     options = ["--data", str(data), "--sets", "appdia", "--examples", "3", "--out", str(out)]
-    args = quality.parser().parse_args([*options, "--column", f"other={column}"])
+    also = ["--column", f"other={column}", "--also", "bf16"]
+    args = quality.parser().parse_args([*options, *also])
     content = quality.run(args, runtime(byte_engine), None)
     found = content["sets"]["appdia"]
     assert found["ladder"]["flagged"]["value"] == pytest.approx(2 / 3, abs=1e-4)
@@ -88,6 +89,8 @@ def test_quality_from_data_to_tables_and_examples(
     assert content["safe"]["llm_replies"]["flagged"]["value"] == 0.5
     assert content["safe"]["llm_replies"]["words_changed_outside"] == 0.0
     assert systems["other"]["texts"] == 1
+    assert systems["guard, torch bf16"]["texts"] == 3  # the real model
+    assert 0 < systems["guard, torch bf16"]["unchanged"]["value"] < 1
     assert systems["source, unchanged"]["similarity"]["value"] == pytest.approx(1, abs=1e-3)
     markdown = report.write(out, content, quality.tables(content))
     assert "| guard | 3 |" in markdown

@@ -76,7 +76,7 @@ def test_a_changed_or_missing_file_is_refused(folder: Path, name: str) -> None:
         ("[]", "TypeError"),
         ("{}", "KeyError"),
         ('{"format": 9}', "export format 9"),
-        ('{"format": 1, "sizes": {"layers": 3}}', "TypeError"),
+        ('{"format": 2, "sizes": {"layers": 3}}', "TypeError"),
     ],
 )
 def test_a_broken_manifest_is_refused(folder: Path, content: str, message: str) -> None:
