@@ -60,7 +60,9 @@ class Model(nn.Module):
     def judge(self, batch: detection.Batch) -> tuple[Tensor, Tensor]:
         """Label logits `[B, S, N_LOGITS]` and span logits `[B, T, categories]`."""
         hidden = self._trunk[0](batch.ids)
-        return self.heads(hidden.float(), batch.owner, batch.unsafe.shape[1])
+        rows = batch.unsafe.shape[1]
+        found: tuple[Tensor, Tensor] = self.heads(hidden.float(), batch.owner, rows)
+        return found
 
 
 def build(config: Config, base: Path) -> Model:

@@ -119,6 +119,8 @@ def _judge(heads: DetectionHeads, layer: int, seen: Sequence[Seen]) -> Judge:
 
     def judge(batch: detection.Batch) -> tuple[Tensor, Tensor]:
         states = next(waiting).states[layer]
-        return heads(states.float(), batch.owner, batch.unsafe.shape[1])
+        rows = batch.unsafe.shape[1]
+        found: tuple[Tensor, Tensor] = heads(states.float(), batch.owner, rows)
+        return found
 
     return judge
