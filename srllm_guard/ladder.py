@@ -17,7 +17,7 @@ from srllm_guard.prompt import Prompt, Range, rewrite_request
 from srllm_guard.text.protect import unprotected
 from srllm_guard.text.segments import Segment
 from srllm_guard.trim import trims
-from srllm_guard.verify import closeness, faults, new_words, omission_faults
+from srllm_guard.verify import closeness, faults, new_words, omission_faults, says_nothing
 
 Flags = Callable[[str, Sequence[Verdict]], list[bool]]
 """Which verdicts on segments of a text the policy calls unsafe."""
@@ -30,6 +30,9 @@ COARSE = 1.0
 """How much less likely a rewrite may be where nothing but coarse words is wrong and it brings at
 most one new word. Of 45 rewrites of ParaDetox sources within -3.0, 38 were read as good; of the
 next 18, 10."""
+
+BETWEEN = 12
+"""Most characters between two masked phrases that become one mask, if they say nothing."""
 
 BREAKS = "breaks_structure"
 """The reason why a replacement is refused that does not fit."""
@@ -320,10 +323,14 @@ class Ladder:
 
 
 def _masked(source: str, ranges: Sequence[Range], mask: str) -> str:
-    """Replace ranges from the end, so that offsets stay right; neighbours share one mask."""
+    """Replace ranges from the end, so that offsets stay right.
+
+    Neighbours share one mask, also where little stands between them that says anything.
+    """
     joined: list[Range] = []
     for start, end in ranges:
-        if joined and not source[joined[-1][1] : start].strip():
+        between = source[joined[-1][1] : start] if joined else ""
+        if joined and len(between) <= BETWEEN and says_nothing(between):
             joined[-1] = (joined[-1][0], end)
         else:
             joined.append((start, end))

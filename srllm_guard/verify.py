@@ -236,6 +236,11 @@ def _names(source: str, rewrite: str, marks: Sequence[Range], context: str) -> l
     return found
 
 
+def says_nothing(text: str) -> bool:
+    """Whether a text has no word with a meaning of its own: "", " and the "."""
+    return _FUNCTION.issuperset(_words(text))
+
+
 def new_words(source: str, rewrite: str, context: str = "") -> set[str]:
     """Words of the rewrite that say something and that nobody said before."""
     return _stems(rewrite) - _stems(source) - _stems(context) - _FUNCTION

@@ -74,6 +74,17 @@ def test_fourth_rung_masks_the_spans() -> None:
     check(result)
 
 
+def test_phrases_with_little_between_them_share_a_mask() -> None:
+    engine = ByteEngine(fault="empty")
+    for source, masked in (
+        ("Ed is a stupid and an idiot.", "Ed is a [removed]."),
+        ("Ed, stupid, idiot, left.", "Ed, [removed], left."),
+        ("A stupid 5 idiot left.", "A [removed] 5 [removed] left."),
+        ("A stupid late idiot left.", "A [removed] late [removed] left."),
+    ):
+        assert guard(engine, ladder=("mask",)).rewrite(source) == masked
+
+
 def test_the_mask_is_that_of_the_policy() -> None:
     assert guard(ladder=("mask",), mask_text="***").rewrite("You idiot, go.") == "You ***, go."
     assert guard(ladder=("mask",), mask_text="").rewrite("You idiot, go.") == "You , go."
