@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from srllm_guard.errors import BundleError
 from srllm_guard.labels import LABELS
 
-FORMAT = 2
+FORMAT = 1
 MANIFEST = "guard.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
