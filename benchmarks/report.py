@@ -47,6 +47,10 @@ PACKAGES = (
 )
 
 
+INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+"""Names in /proc/cpuinfo."""
+
+
 def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every benchmark takes."""
     parser = argparse.ArgumentParser(
@@ -156,12 +160,22 @@ def hardware() -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": platform.machine(),
         "processor": _processor(),
+        "instructions": _instructions(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def _instructions() -> list[str]:
+    """What decides how fast this processor multiplies small numbers; empty where nobody tells."""
+    try:
+        known = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return []
+    return [name for name in INSTRUCTIONS if name in known]
 
 
 def measured(
@@ -213,6 +227,7 @@ def write(
         f"threshold {model['threshold']}",
         f"{model['engine']} on {model['device']}",
         hardware.get("gpu") or hardware["processor"],
+        *hardware.get("instructions", [])[-1:],
         f"{hardware['threads']} threads",
     )
     parts = [f"# {made['benchmark'].capitalize()}\n", f"`{made['command']}`\n"]

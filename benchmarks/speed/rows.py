@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.speed.stopwatch import Runs, interleaved, summary, timed
-from benchmarks.speed.systems import REFERENCE, System
+from benchmarks.speed.systems import CUDA, REFERENCE, System
 from benchmarks.speed.texts import Case, Texts
 from srllm_guard import Guard
 from srllm_guard.engines.base import Continuation
@@ -21,6 +21,9 @@ WARM = 2
 
 UNSAFE = 0.01
 """Share of the sentences of a document that are unsafe."""
+
+ONCE = 30_000
+"""Documents from so many words on are run once."""
 
 MIXED = 4
 """Of so many texts that concurrent callers send, one is unsafe."""
@@ -67,7 +70,9 @@ def sentence(systems: Sequence[System], cases: Sequence[Case], rounds: int) -> d
         if system.guard is not None
     }
     _prepare(systems, cases)
-    runs = interleaved(jobs, cases, rounds=rounds, warm=cases[:WARM])
+    # Where graphs are captured, every length may be a shape of its own.
+    on_cuda = any(system.name.endswith(CUDA) for system in systems)
+    runs = interleaved(jobs, cases, rounds=rounds, warm=cases if on_cuda else cases[:WARM])
     truth = runs[REFERENCE].results if REFERENCE in runs else None
     decoded, guarded = {}, {}
     for system in systems:
@@ -113,7 +118,8 @@ def document(
             if system.guard is not None and system.lead:
                 jobs[f"{system.name}, detect"] = system.guard.detect
                 jobs[system.name] = _watched(system, system.guard.moderate)
-        runs = interleaved(jobs, [text], rounds=rounds, warm=[warm])
+        times = 1 if words >= ONCE else rounds
+        runs = interleaved(jobs, [text], rounds=times, warm=[warm])
         for system in systems:
             if system.name not in jobs:
                 continue
@@ -133,17 +139,17 @@ def document(
 def batches(
     systems: Sequence[System], cases: Sequence[Case], sizes: Sequence[int], rounds: int
 ) -> dict[str, Any]:
-    """Decoding of several sentences in one call."""
+    """Decoding of several sentences in one call; sizes for which there are too few are left out."""
     chosen = [system for system in systems if system.batches and system.lead]
     chosen = [s for s in chosen if s.guard is not None or s.name.startswith(REFERENCE)]
     jobs: dict[str, Callable[[Sequence[Case]], Any]] = {
         system.name: _decode_all(system) for system in chosen
     }
     found: dict[str, Any] = {}
-    for size in sizes:
-        batch = [cases[n % len(cases)] for n in range(size)]
+    for size in (size for size in sizes if size <= len(cases)):
+        batch = cases[:size]
         # Every size is a shape of its own where graphs are captured, so each is warmed.
-        runs = interleaved(jobs, [batch], rounds=rounds, warm=[batch] if size < 16 else [])
+        runs = interleaved(jobs, [batch], rounds=rounds, warm=[batch])
         for name, run in runs.items():
             tokens = sum(len(one.ids) for one in run.results[0])
             median = run.figures()["median_ms"]
@@ -223,11 +229,16 @@ def _forward(system: System, texts: Texts) -> Callable[[str], object]:
 
 
 def _decode_one(system: System) -> Callable[[Case], Continuation]:
-    return lambda case: system.decode([case.request])[0]
+    decode = _decode_all(system)
+    return lambda case: decode([case])[0]
 
 
 def _decode_all(system: System) -> Callable[[Sequence[Case]], list[Continuation]]:
-    return lambda cases: system.decode([case.request for case in cases])
+    def decode(cases: Sequence[Case]) -> list[Continuation]:
+        system.forget()
+        return system.decode([case.request for case in cases])
+
+    return decode
 
 
 def _watched(
@@ -238,6 +249,7 @@ def _watched(
     assert watch is not None  # noqa: S101 - every guard has one
 
     def run(item: Any) -> Judged:
+        system.forget()
         watch.spent()
         return verb(text(item)), watch.spent()
 

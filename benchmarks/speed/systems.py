@@ -50,6 +50,8 @@ class System:
     """The guard on this system; None for those of others."""
     watch: Watched | None = None
     """The time in the model behind `guard`."""
+    forget: Callable[[], None] = lambda: None
+    """Drops what an earlier run left behind, so that no run takes over the work of another."""
     prepare: Callable[[Sequence[Request]], None] | None = None
     """Of one that decodes along the tokens of another: looks these up before it is timed."""
     batches: bool = True
@@ -181,7 +183,8 @@ def of_runtime(
     """One of our engines with a guard on it."""
     seen, watch = watched(runtime)
     guard = Guard(seen, policy=policy)
-    return System(name, runtime.engine.generate, guard=guard, watch=watch, lead=lead)
+    forget = getattr(runtime.engine, "forget", lambda: None)
+    return System(name, runtime.engine.generate, guard=guard, watch=watch, forget=forget, lead=lead)
 
 
 def gather(

@@ -53,7 +53,8 @@ def capture(work: Work, device: torch.device, pool: Any = None) -> Work:
             work()
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # What other threads of the process do on the device meanwhile must not break the capture.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         work()
     return graph.replay
 

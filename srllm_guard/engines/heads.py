@@ -81,11 +81,12 @@ class Block(nn.Module):
     def _convolved(self, x: Tensor, places: Tensor, end: Tensor) -> Tensor:
         """The convolution of `x` [B, T, D], less what a token does not see of what follows it."""
         out: Tensor = self.conv(x.transpose(1, 2)).transpose(1, 2)
-        half = self.conv.kernel_size[0] // 2
+        half, count = self.conv.kernel_size[0] // 2, x.shape[1]
+        behind = F.pad(x, (0, 0, 0, half))  # [B, T + half, D]
         for ahead in range(1, half + 1):
-            unseen = places[ahead:] > end[:, :-ahead]  # [B, T - ahead]
-            taken = x[:, ahead:] * self.conv.weight[:, 0, half + ahead] * unseen.unsqueeze(-1)
-            out = out - F.pad(taken, (0, 0, 0, ahead))
+            unseen = (places + ahead > end).unsqueeze(-1)  # [B, T, 1]
+            weight = self.conv.weight[:, 0, half + ahead]
+            out = out - behind[:, ahead : ahead + count] * weight * unseen
         return out
 
 
@@ -124,17 +125,18 @@ class DetectionHeads(nn.Module):
         return self.judge(hidden, owner, torch.arange(segments, device=owner.device))
 
     def judge(self, hidden: Tensor, owner: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, for the segments that `numbers` `[S]` names."""
+        """As `forward`, with the numbers of the segments `[S]`: 0, 1, and so on."""
         same = owner.unsqueeze(1) == owner.unsqueeze(2)  # [B, T, T]
+        member = owner.unsqueeze(1) == numbers.view(1, -1, 1)  # [B, S, T]
         # A token sees its segment and what stands before; what is of no segment, up to itself.
         places = torch.arange(owner.shape[1], device=owner.device)
-        end = torch.where(owner < 0, places, (same * places).amax(-1))  # [B, T]
+        last = (member * places).amax(-1).gather(1, owner.clamp(min=0))
+        end = torch.where(owner < 0, places, last)  # [B, T]
         x = self.project(self.norm(hidden))
         for block in self.blocks:
             x = block(x, same, end)
         x = self.norm_out(x)
         spans = self.spans(x)
-        member = owner.unsqueeze(1) == numbers.view(1, -1, 1)  # [B, S, T]
         weight = self.focus(x).transpose(1, 2).masked_fill(~member, -1e4).softmax(-1)
         pooled = weight @ x  # [B, S, D]
         mean = member.to(x.dtype)

@@ -38,6 +38,9 @@ LEVELS = 63
 """Largest weight in int8. With AVX2 two products of 8 bits are added in 16 bits; these never
 overflow."""
 
+STEP, MIDDLE = 1 / 127, 128
+"""Of inputs from -1 to 1 in 8 bits: the value of one level, and the level of 0."""
+
 TRIAL = (8, 576, 1536)
 """Tokens, inputs and outputs of the product that is timed: one verified draft."""
 
@@ -101,16 +104,18 @@ def pack(weight: Tensor, bias: Tensor | None, precision: str) -> Linear:
     kind = activations(precision, weight.device)
     weight = weight.to(kind)
     bias = None if bias is None else bias.to(kind)
-    if weight.device.type == "cpu" and _has_onednn():
+    if weight.device.type == "cpu" and _has_onednn(kind):
         return _onednn(weight, bias)
     return lambda x: F.linear(x, weight, bias)
 
 
-def _has_onednn() -> bool:
-    names = ("_reorder_linear_weight", "_linear_pointwise")
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in names
-    )
+@cache
+def _has_onednn(kind: torch.dtype) -> bool:
+    """Whether oneDNN lays weights of this type out; bfloat16 takes AVX-512."""
+    try:
+        return _onednn(torch.eye(8, dtype=kind), None)(torch.ones(1, 8, dtype=kind)).sum() == 8  # type: ignore[return-value]
+    except (AttributeError, RuntimeError):  # another build of torch, or no such instructions
+        return False
 
 
 def _onednn(weight: Tensor, bias: Tensor | None) -> Linear:
@@ -156,10 +161,12 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
         quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
         packed = torch.ops.quantized.linear_prepack(quantised, None)
 
+    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+
     def run(x: Tensor) -> Tensor:
-        # FBGEMM has one scale for all tokens: each is made as large as the others before.
+        # FBGEMM has one scale for all tokens: each is made as large as 1 before.
         size = x.abs().amax(-1, keepdim=True).clamp_(min=TINY)
-        found: Tensor = torch.ops.quantized.linear_dynamic(x / size, packed, False).mul_(size)
+        found: Tensor = product(x / size, STEP, MIDDLE, packed).mul_(size)
         return found if bias is None else found.add_(bias)
 
     return run

@@ -39,6 +39,11 @@ def find_device(name: str) -> torch.device:
             f"Device {name!r} was asked for, but torch {torch.__version__} sees no CUDA GPU.",
             hint='Install a CUDA build of torch, or use device="cpu".',
         )
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"Device {name!r} was asked for, and there are {count} CUDA devices.",
+            hint=f"Use cuda:0 to cuda:{count - 1}.",
+        )
     return device
 
 

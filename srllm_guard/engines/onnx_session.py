@@ -76,9 +76,16 @@ class Sessions:
             raise ConfigError(f"threads is {threads}.", hint="Give 1 or more.")
         self.exported = exported
         self.device, self.index = choose(device, exported.precision)
-        self.name = f"cuda:{self.index}" if self.device == "cuda" else "cpu"
         self.threads = threads
-        self.lower = self._open(LOWER)
+        try:
+            self.lower = self._open(LOWER)
+        except (ConfigError, ModelError):
+            # A build for CUDA says that it has CUDA on machines without a GPU as well.
+            if device != "auto" or self.device == "cpu":
+                raise
+            self.device = "cpu"
+            self.lower = self._open(LOWER)
+        self.name = f"cuda:{self.index}" if self.device == "cuda" else "cpu"
         self.upper = self._open(UPPER)
         self._heads = self._open(HEADS_GRAPH)
         half = exported.precision == "fp16"
@@ -141,7 +148,10 @@ def choose(device: str, precision: str) -> tuple[str, int]:
     """
     available = ort.get_available_providers()
     if device == "auto":
-        return ("cuda" if CUDA in available and precision == "fp16" else "cpu"), 0
+        if CUDA not in available or precision != "fp16":
+            return "cpu", 0
+        _preload()
+        return "cuda", 0
     if device == "cpu":
         return "cpu", 0
     if not (match := re.fullmatch(r"cuda(?::(\d+))?", device)):
@@ -152,9 +162,14 @@ def choose(device: str, precision: str) -> tuple[str, int]:
             hint="On CUDA it runs in fp16: srllm-guard export DIR --precision fp16",
         )
     check_providers(available)
-    if hasattr(ort, "preload_dlls"):  # finds the CUDA libraries that pip installed
-        ort.preload_dlls()
+    _preload()
     return "cuda", int(match[1] or 0)
+
+
+def _preload() -> None:
+    """Find the CUDA libraries that pip installed."""
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
 
 
 def check_providers(found: Sequence[str]) -> None:

@@ -78,6 +78,10 @@ class Opening:
             self._prompts.popitem(last=False)
         return last
 
+    def forget(self) -> None:
+        """Drop the prompts that were kept."""
+        self._prompts.clear()
+
     def go_on(self, ids: Ids, start: int, cache: Cache, layers: int) -> Tensor:
         """Run the ids of one row from place `start` on; the cache holds what stands before."""
         end = start + len(ids)

@@ -153,6 +153,10 @@ class TorchEngine:
             "width": WIDTH if self._graphs is None else self._graphs.width,
         }
 
+    def forget(self) -> None:
+        """Drop what was kept of prompts; the next rewrite takes as long as the first one did."""
+        self._opening.forget()
+
     def _batches(self, asked: Sequence[Request]) -> Iterator[list[Request]]:
         """Requests that run together. On a CPU those are candidates of one prompt only."""
         if self._graphs is not None:

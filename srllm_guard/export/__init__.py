@@ -136,11 +136,19 @@ def _working_folder(target: Path) -> Path:
 
 
 def _put(working: Path, target: Path) -> None:
-    """Rename, so that a reader never sees half of an export."""
+    """Rename, so that a reader never sees half of an export, and none is lost if that fails."""
     working.chmod(0o755)
-    if target.exists():
-        shutil.rmtree(target)
-    working.rename(target)
+    if not target.exists():
+        working.rename(target)
+        return
+    old = working.with_name(f"{working.name}.old")
+    target.rename(old)
+    try:
+        working.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _versions() -> dict[str, str]:

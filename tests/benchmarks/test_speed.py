@@ -287,6 +287,18 @@ def test_documents_batches_and_callers(material: Texts, ours: System) -> None:
     assert crowd["torch fp32"]["3"]["calls_per_s"] > 0
 
 
+def test_no_run_takes_over_the_work_of_another(material: Texts, ours: System) -> None:
+    forgot: list[str] = []
+    system = replace(ours, forget=lambda: forgot.append("prompts"))
+    rows.sentence([system], material.unsafe[:2], rounds=1)
+    assert len(forgot) == 2 * (2 + 2)  # warm and timed: decoding, and the guard
+
+
+def test_batches_repeat_no_text(material: Texts) -> None:
+    found = rows.batches([copying("transformers")], material.unsafe[:2], (1, 2, 4), rounds=1)
+    assert list(found["transformers"]) == ["1", "2"]
+
+
 def test_the_watch_counts_the_model_alone(byte_engine: ByteEngine) -> None:
     watch = Watched(byte_engine)
     guard = Guard(runtime(watch))  # type: ignore[arg-type]

@@ -84,6 +84,13 @@ def test_what_follows_a_segment_has_no_say_in_its_scores(engine: Engine, prompt:
         np.testing.assert_allclose(alone.spans[owned], along.spans[owned], atol=1e-4)
 
 
+def test_a_window_of_few_tokens(engine: Engine) -> None:
+    for owner in ((0,), (0, 0), (-1, 0), (0, 1)):
+        [scores] = engine.detect([Window((40, 41)[: len(owner)], owner, max(owner) + 1)])
+        assert scores.spans.shape == (len(owner), len(CATEGORIES))
+        assert np.isfinite(scores.labels).all()
+
+
 def test_different_texts_get_different_scores(engine: Engine, windows: list[Window]) -> None:
     unsafe, safe = engine.detect([windows[0], windows[2]])
     assert not np.allclose(unsafe.labels, safe.labels)

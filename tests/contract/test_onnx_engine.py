@@ -204,6 +204,18 @@ def test_cuda_that_is_there_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("auto", "int8") == choose("cpu", "fp16") == ("cpu", 0)
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_build_for_cuda_without_a_gpu_runs_on_the_cpu(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = write_export(tiny, tmp_path, "fp16")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None, raising=False)
+    assert OnnxEngine(exported, "auto").device == "cpu"
+    with pytest.raises(ConfigError, match="CUDA was asked for"):
+        OnnxEngine(exported, "cuda")
+
+
 def test_a_failure_tells_nothing_of_what_was_run(engine: OnnxEngine) -> None:
     with pytest.raises(EngineError, match="ONNX Runtime failed with") as caught:
         engine.detect([Window((987654,), (0,), 1)])

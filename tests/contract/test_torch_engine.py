@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -312,6 +313,32 @@ def test_other_precisions_stay_near(
     request = Request(prompt.rewrite(TEXTS[0], []), frozenset({prompt.end}), 12)
     [found] = engine.generate([request])
     assert len(found.ids) == 12 or found.finished
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_no_precision_minds_company(tiny: Tiny, prompt: Prompt, precision: str) -> None:
+    """Neither what follows a segment nor what is guessed changes what is said of it."""
+    engine = TorchEngine(tiny.bundle, tiny.base, "cpu", precision=precision)
+    both = prompt.window("Go away. You are trash.", [(0, 8), (9, 23)])[0]
+    alone = prompt.window("Go away.", [(0, 8)])[0]
+    [two], [one] = engine.detect([both]), engine.detect([alone])
+    near = 2e-2 if precision == "bf16" else 1e-3  # its sums hang on the shape of a product
+    np.testing.assert_allclose(two.labels[0], one.labels[0], atol=near)
+    layer = linear.pack(torch.randn(12, 8), None, precision)
+    x = torch.randn(5, 8).to(linear.activations(precision, CPU))
+    assert torch.allclose(layer(x)[:1], layer(x[:1]), atol=near)
+
+
+def test_bf16_needs_no_instructions_of_its_own() -> None:
+    """On a processor without AVX-512, oneDNN lays no bf16 out."""
+    code = (
+        "import torch; from srllm_guard.engines import linear;"
+        "assert linear.choose('auto', torch.device('cpu')) in linear.MEASURED;"
+        "x = torch.ones(1, 8, dtype=torch.bfloat16);"
+        "assert linear.pack(torch.eye(8), None, 'bf16')(x).sum() == 8"
+    )
+    limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=limited)
 
 
 @pytest.mark.parametrize(
