@@ -192,10 +192,11 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel | None) 
     }
     for one in found:
         pairs = report.sample(one.pairs, args.limit, args.seed)
-        results, watch = moderate(guard, [pair.text for pair in pairs], args.batch, one.name)
+        texts = [pair.text for pair in pairs]
+        results, watch = moderate(guard, texts, args.batch, one.name)
         systems = compared(runtime, pairs, results, base, shown)
         for name, other in also.items():
-            said, _ = moderate(other, [pair.text for pair in pairs], args.batch, name)
+            said, _ = moderate(other, texts, args.batch, name)
             systems.append(System.of(name, [result.text for result in said]))
         systems += [column(option, pairs) for option in args.column]
         content["sets"][one.name] = {

@@ -113,7 +113,8 @@ def pack(weight: Tensor, bias: Tensor | None, precision: str) -> Linear:
 def _has_onednn(kind: torch.dtype) -> bool:
     """Whether oneDNN lays weights of this type out; bfloat16 takes AVX-512."""
     try:
-        return _onednn(torch.eye(8, dtype=kind), None)(torch.ones(1, 8, dtype=kind)).sum() == 8  # type: ignore[return-value]
+        made = _onednn(torch.eye(8, dtype=kind), None)(torch.ones(1, 8, dtype=kind))
+        return bool(made.sum() == 8)
     except (AttributeError, RuntimeError):  # another build of torch, or no such instructions
         return False
 

@@ -215,14 +215,18 @@ def test_early_stopping_keeps_the_best_weights(
 def test_without_patience_the_last_weights_stay(
     config: Config, base: Path, found: finetune.Corpus, prompt: Prompt, tmp_path: Path
 ) -> None:
-    wild = changed(config, lr=50.0, schedule="constant", evaluate_every=1, stop=2)
-    model = fresh(wild, base)
-    losses = [r["dev_rewriting"] for r in finetune.train(model, found, prompt, wild, tmp_path)]
-    assert losses[0] != losses[1]
+    # At which step a wild run gets worse hangs on the processor's arithmetic.
+    for stop in range(2, 10):
+        wild = changed(config, lr=0.2, schedule="constant", evaluate_every=1, stop=stop)
+        model, folder = fresh(wild, base), tmp_path / str(stop)
+        losses = [r["dev_rewriting"] for r in finetune.train(model, found, prompt, wild, folder)]
+        if min(losses) < losses[-1]:
+            break
+    assert min(losses) < losses[-1]
     dev = finetune._dev(found, prompt, wild)
     last = finetune._dev_loss(model, dev, torch.device("cpu"))
     assert last["dev_rewriting"] == losses[-1]
-    assert not (tmp_path / checkpoint.BEST).exists()
+    assert not (folder / checkpoint.BEST).exists()
 
 
 def test_a_shorter_last_epoch_still_ends_with_a_checkpoint(

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -551,8 +552,12 @@ def test_a_stream_is_the_whole_text_however_it_is_cut(
     if whole.after is None and whole.action in ("block", "mask"):
         assert found.endswith(whole.text)
     elif not any("unverified_language" in edit.reasons for edit in whole.edits):
+        found_before = stream.result.before
         if not whole.before.verified:
             # A beginning too short to tell the language of is judged, which the whole is not.
-            assert (stream.result.text, stream.result.action) == (whole.text, whole.action)
+            assert not found_before.verified
+            assert found_before.language == whole.before.language
+            assert found_before.unsafe == whole.before.unsafe
+            assert replace(stream.result, before=whole.before) == whole
         else:
             assert stream.result == whole
