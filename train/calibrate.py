@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,9 +68,7 @@ def calibrate(
     device = next(model.heads.parameters()).device
 
     def judge(batch: detection.Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        moved = detection.Batch(
-            batch.ids.to(device), batch.owner.to(device), batch.unsafe, batch.allowed, batch.spans
-        )
+        moved = replace(batch, ids=batch.ids.to(device), owner=batch.owner.to(device))
         labels, spans = model.judge(moved)
         return labels.cpu(), spans.cpu()
 

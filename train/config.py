@@ -137,6 +137,8 @@ class Training:
     rewriting_only: bool = False
     """Train nothing but the adapter's layers behind the detection layer, so that what is detected
     stays as it is to the last bit."""
+    compile: bool = False
+    """Train with compiled layers and frozen weights in bf16, see `train.fast`."""
     frozen_layers: int = 0
     """The adapter's first layers that stay as they are."""
     seed: int = 0

@@ -3,12 +3,15 @@
 Labels come as sets of possible values (`train.example`): the loss asks for the probability of the
 whole set, so a label with one possible value is ordinary cross-entropy and an absent one costs
 nothing.
+
+Where a text of several sentences is labelled as a whole, nobody says which of them it is. Its
+sentences are a bag, as in multiple-instance learning: safe if all of them are, unsafe if any is.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +27,8 @@ from srllm_guard.text.segments import segments
 from train.example import Example
 
 UNKNOWN = -1
+ALONE = -1
+"""Of a segment that has a label of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,9 @@ class Item:
 
     window: Window
     unsafe: np.ndarray
-    """`[S]`: 1, 0 or `UNKNOWN`."""
+    """`[S]`: 1, 0 or `UNKNOWN`; in a bag that of the bag."""
+    bag: np.ndarray
+    """`[S]`: the number of the bag in this window, or `ALONE`."""
     allowed: np.ndarray
     """`[S, N_LOGITS]` of bool: the possible values of each label; all of them where unknown."""
     spans: np.ndarray
@@ -55,6 +62,8 @@ class _Part:
     """Whether the labels of the example hold for this segment."""
     clean: bool
     """Whether the segment is known to be the safe part of an unsafe example."""
+    bag: bool = False
+    """Whether only the example as a whole is known to be safe or unsafe."""
 
 
 def items(examples: Sequence[Example], prompt: Prompt, seed: int, *, most: int = 3) -> list[Item]:
@@ -102,7 +111,8 @@ def _parts(example: Example, origin: int) -> list[_Part]:
     body = example.text[:WINDOW]
     found = segments(body)
     unsafe = bool(example.unsafe)
-    if not found or (unsafe and (example.spans is None or len(found) == 1)):
+    bag = example.unsafe is not None and example.spans is None and len(found) > 1
+    if not found or (unsafe and len(found) == 1):
         return [_Part(origin, origin + len(body), origin, example, judged=True, clean=False)]
     parts = []
     for segment in found:
@@ -114,7 +124,8 @@ def _parts(example: Example, origin: int) -> list[_Part]:
                 origin,
                 example,
                 judged=hit or not unsafe,
-                clean=unsafe and not hit and example.source == "cmd",
+                clean=unsafe and not (hit or bag) and example.source == "cmd",
+                bag=bag,
             )
         )
     return parts
@@ -123,8 +134,13 @@ def _parts(example: Example, origin: int) -> list[_Part]:
 def _labelled(text: str, parts: Sequence[_Part], prompt: Prompt) -> Item:
     window, ranges = prompt.window(text, [(part.start, part.end) for part in parts])
     unsafe = np.full(len(parts), UNKNOWN, np.int64)
+    bag = np.full(len(parts), ALONE, np.int64)
     allowed = np.ones((len(parts), N_LOGITS), bool)
+    bags: dict[int, int] = {}
     for row, part in enumerate(parts):
+        if part.bag:
+            bag[row] = bags.setdefault(part.origin, len(bags))
+            unsafe[row] = int(bool(part.example.unsafe))
         if part.clean:
             unsafe[row] = 0
             for name in RISKS:
@@ -139,7 +155,7 @@ def _labelled(text: str, parts: Sequence[_Part], prompt: Prompt) -> Item:
     for token, owner in enumerate(window.owner):
         if owner >= 0:
             spans[token] = _token_target(parts[owner], ranges[token])
-    return Item(window, unsafe, allowed, spans)
+    return Item(window, unsafe, bag, allowed, spans)
 
 
 def _token_target(part: _Part, where: Range) -> list[int]:
@@ -166,6 +182,8 @@ class Batch:
     """`[B, T]`; -2 is padding."""
     unsafe: Tensor
     """`[B, S]`."""
+    bag: Tensor
+    """`[B, S]`."""
     allowed: Tensor
     """`[B, S, N_LOGITS]`."""
     spans: Tensor
@@ -179,6 +197,7 @@ def collate(batch: Sequence[Item]) -> Batch:
     ids = np.zeros((len(batch), tokens), np.int64)
     owner = np.full((len(batch), tokens), -2, np.int64)
     unsafe = np.full((len(batch), rows), UNKNOWN, np.int64)
+    bag = np.full((len(batch), rows), ALONE, np.int64)
     allowed = np.ones((len(batch), rows, N_LOGITS), bool)
     spans = np.full((len(batch), tokens, len(CATEGORIES)), UNKNOWN, np.int64)
     for at, item in enumerate(batch):
@@ -186,9 +205,11 @@ def collate(batch: Sequence[Item]) -> Batch:
         ids[at, :length] = item.window.ids
         owner[at, :length] = item.window.owner
         unsafe[at, : item.window.segments] = item.unsafe
+        bag[at, : item.window.segments] = item.bag
         allowed[at, : item.window.segments] = item.allowed
         spans[at, :length] = item.spans
-    return Batch(*(torch.from_numpy(array) for array in (ids, owner, unsafe, allowed, spans)))
+    arrays = (ids, owner, unsafe, bag, allowed, spans)
+    return Batch(*(torch.from_numpy(array) for array in arrays))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +237,7 @@ class Loss:
 def loss(labels: Tensor, spans: Tensor, batch: Batch) -> Loss:
     """Loss of the heads' logits, `labels` [B, S, N_LOGITS] and `spans` [B, T, categories]."""
     labels, spans = labels.float(), spans.float()
-    unsafe = _binary(labels[..., UNSAFE], batch.unsafe)
+    unsafe = _unsafe(labels[..., UNSAFE], batch)
     parts = []
     for name in LABELS:
         allowed = batch.allowed[..., SLICES[name]]
@@ -225,6 +246,28 @@ def loss(labels: Tensor, spans: Tensor, batch: Batch) -> Loss:
         likelihood = group.masked_fill(~allowed, -torch.inf).logsumexp(-1)
         parts.append(_mean(-likelihood.masked_fill(~known, 0.0), known))
     return Loss(unsafe, torch.stack(parts).mean(), _binary(spans, batch.spans))
+
+
+def bags(batch: Batch) -> Iterator[Tensor]:
+    """For each bag number the segments of the batch that are in one of that number, `[B, S]`."""
+    for number in range(int(batch.bag.max()) + 1 if batch.bag.numel() else 0):
+        yield batch.bag == number
+
+
+def _unsafe(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of segments with labels of their own and of bags, by noisy-or of theirs."""
+    alone = (batch.bag == ALONE) & (batch.unsafe != UNKNOWN)
+    target = batch.unsafe.clamp(min=0).float()
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    total, count = (each * alone).sum(), alone.sum()
+    for inside in bags(batch):
+        # Minus the logarithm of the chance that no segment is unsafe.
+        surprise = (F.softplus(logits) * inside).sum(1).clamp(min=1e-6)
+        unsafe = ((batch.unsafe == 1) & inside).any(1)
+        loss = torch.where(unsafe, -torch.log(-torch.expm1(-surprise)), surprise)
+        total = total + (loss * inside.any(1)).sum()
+        count = count + torch.where(unsafe, 1, inside.sum(1)).sum()
+    return total / count.clamp(min=1)
 
 
 def _binary(logits: Tensor, target: Tensor) -> Tensor:

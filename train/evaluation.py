@@ -35,10 +35,10 @@ Judge = Callable[[detection.Batch], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What was said of the segments of one set whose truth is known."""
+    """What was said of the segments, and the bags of segments, whose truth is known."""
 
     logits: np.ndarray
-    """Logit of "unsafe", one a segment."""
+    """Logit of "unsafe", one a segment; of a bag that of its worst."""
     unsafe: np.ndarray
     """The truth, 0 or 1."""
     span_logits: np.ndarray
@@ -79,9 +79,14 @@ def judged(batches: Sequence[Sequence[detection.Item]], judge: Judge) -> Judged:
         for items in batches:
             batch = detection.collate(items)
             labels, tokens = judge(batch)
-            known = batch.unsafe != detection.UNKNOWN
-            logits.append(labels[..., UNSAFE][known].float().numpy())
+            risk = labels[..., UNSAFE].float()
+            known = (batch.unsafe != detection.UNKNOWN) & (batch.bag == detection.ALONE)
+            logits.append(risk[known].numpy())
             unsafe.append(batch.unsafe[known].numpy())
+            for inside in detection.bags(batch):
+                there = inside.any(1)
+                logits.append(risk.masked_fill(~inside, -torch.inf).amax(1)[there].numpy())
+                unsafe.append(batch.unsafe.masked_fill(~inside, 0).amax(1)[there].numpy())
             marked = (batch.spans != detection.UNKNOWN).any(-1)
             spans.append(tokens.amax(-1)[marked].float().numpy())
             truth.append((batch.spans == 1).any(-1)[marked].numpy())

@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import logging
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from train.config import Config
 from train.corpus import corpus
 from train.deletions import deletions
 from train.detected import detected
+from train.fast import compiled
 from train.model import build, load
 from train.package import write_bundle
 from train.plots import loss_curves
@@ -105,7 +107,8 @@ def run(
     if config.data.detected_marks:
         found.detected.update(detected(config, start, weights, found, out))
     team = Team.join()
-    history = finetune.train(model, found, prompt, config, out, team)
+    with compiled(model) if config.training.compile else nullcontext():
+        history = finetune.train(model, found, prompt, config, out, team)
     team.leave()
     if not team.leads:
         return out / "bundle"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +91,53 @@ def test_other_sets_say_nothing_of_sentences_without_a_span(prompt: Prompt) -> N
     assert (item.spans[second][:, others] == detection.UNKNOWN).all()
 
 
-def test_unsafe_text_without_spans_is_judged_as_a_whole(prompt: Prompt) -> None:
-    example = Example("They cheat. All of them.", labels=labelled(unsafe="yes"), source="edos")
-    item = one(example, prompt)
-    assert item.window.segments == 1
-    assert item.unsafe.tolist() == [1]
+def test_sentences_of_unsafe_text_without_spans_are_a_bag(prompt: Prompt) -> None:
+    unsafe = Example("They cheat. All of them.", labels=labelled(unsafe="yes", bias="yes"))
+    item = one(unsafe, prompt)
+    assert item.unsafe.tolist() == [1, 1]
+    assert item.bag.tolist() == [0, 0]
+    assert item.allowed.all()  # which sentence is biased nobody says
     assert (item.spans == detection.UNKNOWN).all()
+    single = one(replace(unsafe, text="They cheat."), prompt)
+    assert (single.unsafe.tolist(), single.bag.tolist()) == ([1], [detection.ALONE])
+    assert not single.allowed.all()
+
+
+def test_each_text_of_a_window_has_a_bag_of_its_own(prompt: Prompt) -> None:
+    unsafe = Example("They cheat. All of them.", labels=labelled(unsafe="yes"))
+    safe = Example("It rained. We stayed in.", labels=labelled(unsafe="no", bias="no"))
+    item = detection.item([unsafe, UNSAFE_CMD, safe], prompt, random.Random(0))
+    assert item.bag.tolist() == [0, 0, *[detection.ALONE] * 3, 1, 1]
+    assert item.unsafe.tolist() == [1, 1, 0, 1, 0, 0, 0]
+    # Its labels hold for each sentence of a safe text.
+    assert not item.allowed[5:, SLICES["bias"]].all(1).any()
+
+
+def test_a_bag_is_safe_if_all_of_it_is(prompt: Prompt) -> None:
+    examples = [
+        Example("They cheat. All of them.", labels=labelled(unsafe="yes")),
+        Example("It rained.", (), labelled(unsafe="no"), ()),
+        Example("It rained. We stayed in.", labels=labelled(unsafe="no")),
+    ]
+    batch = detection.collate(
+        [detection.item(examples[:2], prompt, random.Random(0)), one(examples[2], prompt)]
+    )
+    labels = torch.zeros(2, 3, N_LOGITS)
+    labels[..., UNSAFE] = torch.tensor([[1.0, -2.0, -3.0], [-1.0, 0.5, 9.0]])
+    tokens = torch.zeros(*batch.ids.shape, len(CATEGORIES))
+    safe = [float(torch.sigmoid(-torch.tensor(x))) for x in (1.0, -2.0, -3.0, -1.0, 0.5)]
+    wanted = [1 - safe[0] * safe[1], *safe[2:]]
+    found = detection.loss(labels, tokens, batch).unsafe.item()
+    assert found == pytest.approx(-np.log(wanted).mean(), rel=1e-4)
+
+
+def test_a_bag_without_doubt_has_finite_gradients(prompt: Prompt) -> None:
+    example = Example("They cheat. All of them.", labels=labelled(unsafe="yes"))
+    batch = detection.collate([one(example, prompt)])
+    labels = torch.full((1, 2, N_LOGITS), -60.0, requires_grad=True)
+    detection.loss(labels, torch.zeros(*batch.ids.shape, len(CATEGORIES)), batch).total.backward()
+    assert labels.grad is not None
+    assert labels.grad.isfinite().all()
 
 
 def test_every_sentence_of_safe_text_is_safe(prompt: Prompt) -> None:
@@ -193,6 +235,7 @@ def test_the_loss_asks_for_the_probability_of_the_possible_values() -> None:
         torch.zeros(1, 2, dtype=torch.long),
         torch.zeros(1, 2, dtype=torch.long),
         torch.tensor([[1]]),
+        torch.tensor([[detection.ALONE]]),
         allowed,
         torch.full((1, 2, len(CATEGORIES)), detection.UNKNOWN),
     )
@@ -215,6 +258,7 @@ def test_an_unknown_label_gets_no_gradient() -> None:
         torch.zeros(1, 1, dtype=torch.long),
         torch.zeros(1, 1, dtype=torch.long),
         torch.tensor([[detection.UNKNOWN]]),
+        torch.tensor([[detection.ALONE]]),
         allowed,
         torch.full((1, 1, len(CATEGORIES)), detection.UNKNOWN),
     )

@@ -217,7 +217,7 @@ def test_without_patience_the_last_weights_stay(
 ) -> None:
     # At which step a wild run gets worse hangs on the processor's arithmetic.
     for stop in range(2, 10):
-        wild = changed(config, lr=0.2, schedule="constant", evaluate_every=1, stop=stop)
+        wild = changed(config, lr=2.0, schedule="constant", evaluate_every=1, stop=stop)
         model, folder = fresh(wild, base), tmp_path / str(stop)
         losses = [r["dev_rewriting"] for r in finetune.train(model, found, prompt, wild, folder)]
         if min(losses) < losses[-1]:

@@ -21,6 +21,8 @@ from tests.train.conftest import CONFIG
 from train import recalibrate
 from train.config import Config
 from train.corpus import corpus
+from train.fast import compiled
+from train.model import load as load_model
 from train.run import main
 from train.sources import load
 
@@ -246,6 +248,37 @@ def test_frozen_layers_stay_as_they_are(
     after = load_file(tmp_path / "frozen" / "bundle" / "adapter_model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if ".layers.0." not in name}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler")
+def test_compiled_training_learns_the_same(
+    base: Path, authored: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "fast.toml"
+    path.write_text(CONFIG.replace("seed = 3", "seed = 3\nstop = 2\ncompile = true"))
+    arguments = ["--base", str(base), "--authored", str(authored), "--threads", "1"]
+    assert main([str(path), *arguments, "--out", str(tmp_path / "fast")]) == 0
+    path.write_text(path.read_text().replace("\ncompile = true", ""))
+    assert main([str(path), *arguments, "--out", str(tmp_path / "plain")]) == 0
+    losses = [
+        [row["rewriting"] for row in json.loads((tmp_path / name / "loss.json").read_text())]
+        for name in ("fast", "plain")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_the_weights_are_as_before_when_compiled_training_ends(out: Path, base: Path) -> None:
+    config = Config.from_toml(out.parent / "tiny.toml")
+    model = load_model(config, Bundle.load(out / "bundle"), base)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with pytest.raises(KeyError), compiled(model):
+        kinds = {value.dtype for _, value in model.named_parameters()}
+        raise KeyError
+    assert kinds == {torch.float32, torch.bfloat16}
+    for name, value in model.named_parameters():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, before[name])
 
 
 def test_a_bundle_of_another_shape_is_no_start(
