@@ -1,7 +1,8 @@
 """From logits to probabilities and thresholds, fitted on dev data.
 
 - The probability of "unsafe" is Platt's: a logistic regression of the truth on the logit, over the
-  dev splits of all sources but those whose negatives may be hateful otherwise.
+  dev splits of all sources but those whose negatives may be hateful otherwise; a text that is
+  labelled as a whole counts once, by its worst segment.
 - Each label's logits get one temperature (Guo et al., 2017), over the authored dev records, which
   alone know all labels.
 - The threshold is the lowest that flags at most `ORDINARY` of ordinary texts: a guard that stops

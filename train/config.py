@@ -138,7 +138,8 @@ class Training:
     """Train nothing but the adapter's layers behind the detection layer, so that what is detected
     stays as it is to the last bit."""
     compile: bool = False
-    """Train with compiled layers and frozen weights in bf16, see `train.fast`."""
+    """Train with compiled layers, see `train.fast`; a resumed run is then the same but for
+    rounding."""
     frozen_layers: int = 0
     """The adapter's first layers that stay as they are."""
     seed: int = 0

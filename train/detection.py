@@ -62,7 +62,7 @@ class _Part:
     """Whether the labels of the example hold for this segment."""
     clean: bool
     """Whether the segment is known to be the safe part of an unsafe example."""
-    bag: bool = False
+    bag: bool
     """Whether only the example as a whole is known to be safe or unsafe."""
 
 
@@ -99,7 +99,9 @@ def item(examples: Sequence[Example], prompt: Prompt, draw: random.Random) -> It
         if example.context:
             context = example.context[-300:]
             end = len(text) + len(context)
-            parts.append(_Part(len(text), end, len(text), example, judged=False, clean=False))
+            parts.append(
+                _Part(len(text), end, len(text), example, judged=False, clean=False, bag=False)
+            )
             text += context + "\n"
         parts += _parts(example, len(text))
         text += example.text[:WINDOW]
@@ -113,7 +115,8 @@ def _parts(example: Example, origin: int) -> list[_Part]:
     unsafe = bool(example.unsafe)
     bag = example.unsafe is not None and example.spans is None and len(found) > 1
     if not found or (unsafe and len(found) == 1):
-        return [_Part(origin, origin + len(body), origin, example, judged=True, clean=False)]
+        whole = origin, origin + len(body)
+        return [_Part(*whole, origin, example, judged=True, clean=False, bag=False)]
     parts = []
     for segment in found:
         hit = any(s < segment.end and segment.start < e for s, e, _ in example.spans or ())
@@ -140,22 +143,29 @@ def _labelled(text: str, parts: Sequence[_Part], prompt: Prompt) -> Item:
     for row, part in enumerate(parts):
         if part.bag:
             bag[row] = bags.setdefault(part.origin, len(bags))
-            unsafe[row] = int(bool(part.example.unsafe))
         if part.clean:
             unsafe[row] = 0
-            for name in RISKS:
-                allowed[row, SLICES[name]] = [i == 0 for i in range(len(LABELS[name]))]
-        elif part.judged:
-            if part.example.unsafe is not None:
-                unsafe[row] = int(part.example.unsafe)
-            for name, values in LABELS.items():
-                if name in part.example.labels:
-                    allowed[row, SLICES[name]] = [v in part.example.labels[name] for v in values]
+        elif (part.judged or part.bag) and part.example.unsafe is not None:
+            unsafe[row] = int(part.example.unsafe)
+        allowed[row] = _allowed(part)
     spans = np.full((len(window.ids), len(CATEGORIES)), UNKNOWN, np.int64)
     for token, owner in enumerate(window.owner):
         if owner >= 0:
             spans[token] = _token_target(parts[owner], ranges[token])
     return Item(window, unsafe, bag, allowed, spans)
+
+
+def _allowed(part: _Part) -> np.ndarray:
+    """The possible values of each label, `[N_LOGITS]`; all of them in an unsafe bag."""
+    allowed = np.ones(N_LOGITS, bool)
+    if part.clean:
+        for name in RISKS:
+            allowed[SLICES[name]] = [i == 0 for i in range(len(LABELS[name]))]
+    elif part.judged:
+        for name, values in LABELS.items():
+            if name in part.example.labels:
+                allowed[SLICES[name]] = [v in part.example.labels[name] for v in values]
+    return allowed
 
 
 def _token_target(part: _Part, where: Range) -> list[int]:
@@ -249,7 +259,7 @@ def loss(labels: Tensor, spans: Tensor, batch: Batch) -> Loss:
 
 
 def bags(batch: Batch) -> Iterator[Tensor]:
-    """For each bag number the segments of the batch that are in one of that number, `[B, S]`."""
+    """Masks `[B, S]`; the n-th holds the n-th bag of each window that has so many."""
     for number in range(int(batch.bag.max()) + 1 if batch.bag.numel() else 0):
         yield batch.bag == number
 
@@ -262,10 +272,11 @@ def _unsafe(logits: Tensor, batch: Batch) -> Tensor:
     total, count = (each * alone).sum(), alone.sum()
     for inside in bags(batch):
         # Minus the logarithm of the chance that no segment is unsafe.
-        surprise = (F.softplus(logits) * inside).sum(1).clamp(min=1e-6)
+        surprise = (F.softplus(logits) * inside).sum(1).clamp(min=1e-30)
         unsafe = ((batch.unsafe == 1) & inside).any(1)
-        loss = torch.where(unsafe, -torch.log(-torch.expm1(-surprise)), surprise)
-        total = total + (loss * inside.any(1)).sum()
+        cost = torch.where(unsafe, -torch.log(-torch.expm1(-surprise)), surprise)
+        total = total + (cost * inside.any(1)).sum()
+        # A safe bag costs, and counts, as its segments would alone.
         count = count + torch.where(unsafe, 1, inside.sum(1)).sum()
     return total / count.clamp(min=1)
 

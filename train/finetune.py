@@ -24,7 +24,7 @@ from train import checkpoint, detection, rewriting
 from train.batching import by_length
 from train.config import Config, Training
 from train.example import Example, Span
-from train.model import Model, optimizer
+from train.model import Model, has_bf16, optimizer
 from train.team import Team
 
 T = TypeVar("T")
@@ -241,9 +241,7 @@ def _padded(items: Sequence[Any]) -> int:
 
 def precision(device: torch.device) -> Any:
     """bf16 where the processor has it; half of the training time on such a CPU."""
-    if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16) if has_bf16(device) else nullcontext()
 
 
 def _moved(batch: Any, device: torch.device) -> Any:

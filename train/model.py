@@ -65,6 +65,11 @@ class Model(nn.Module):
         return found
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether products of bf16 are faster than those of float32."""
+    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001
+
+
 def build(config: Config, base: Path) -> Model:
     """Load the base from a folder and put a fresh adapter and fresh heads on it.
 

@@ -4,7 +4,8 @@
 
 `DATA` is a folder with `train/` and `dev/` as `train.sources` describes them; without it only the
 authored records of `train/data/` are used. Run the same command again after a kill: it goes on from
-the last checkpoint and gives the same bundle. `train.team` says how several processes share a run.
+the last checkpoint and gives the same bundle; where layers are compiled, but for rounding.
+`train.team` says how several processes share a run.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from srllm_guard.detector import WINDOW
 from srllm_guard.labels import CATEGORIES, LABELS, N_LOGITS, SLICES, UNSAFE
 from srllm_guard.prompt import Prompt
-from train import detection
+from train import detection, evaluation
 from train.example import Example, labelled, occurrences
 from train.sources import load
 
@@ -131,6 +131,25 @@ def test_a_bag_is_safe_if_all_of_it_is(prompt: Prompt) -> None:
     assert found == pytest.approx(-np.log(wanted).mean(), rel=1e-4)
 
 
+def test_a_text_judged_as_a_whole_counts_once_by_its_worst_sentence(prompt: Prompt) -> None:
+    unsafe = Example("They cheat. All of them.", labels=labelled(unsafe="yes"))
+    safe = Example("It rained. We stayed in.", labels=labelled(unsafe="no"))
+    alone = Example("We left.", (), labelled(unsafe="no"), ())
+    batches = [[detection.item([unsafe, alone, safe], prompt, random.Random(0)), one(safe, prompt)]]
+
+    def judge(batch: detection.Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.zeros(*batch.unsafe.shape, N_LOGITS)
+        labels[..., UNSAFE] = torch.tensor(
+            [[1.0, 5.0, -1.0, 2.0, 0.5], [-3.0, -2.0, 9.0, 9.0, 9.0]]
+        )
+        return labels, torch.zeros(*batch.ids.shape, len(CATEGORIES))
+
+    found = evaluation.judged(batches, judge)
+    rows = sorted(zip(found.logits.tolist(), found.unsafe.tolist(), strict=True))
+    assert rows == [(-2.0, 0), (-1.0, 0), (2.0, 0), (5.0, 1)]
+    assert found.figures()["segments"] == 4
+
+
 def test_a_bag_without_doubt_has_finite_gradients(prompt: Prompt) -> None:
     example = Example("They cheat. All of them.", labels=labelled(unsafe="yes"))
     batch = detection.collate([one(example, prompt)])
@@ -138,6 +157,7 @@ def test_a_bag_without_doubt_has_finite_gradients(prompt: Prompt) -> None:
     detection.loss(labels, torch.zeros(*batch.ids.shape, len(CATEGORIES)), batch).total.backward()
     assert labels.grad is not None
     assert labels.grad.isfinite().all()
+    assert (labels.grad[..., UNSAFE] < -0.1).all()  # and it goes on learning
 
 
 def test_every_sentence_of_safe_text_is_safe(prompt: Prompt) -> None:
