@@ -28,8 +28,8 @@ UNSAFE = [
 ]
 
 
-KNOWN_MISSES = ["Women are too emotional to lead a team.", "All women are bad at maths."]
-"""Bare claims that score just under the threshold; the README says so."""
+BARE_CLAIMS = ["Women are too emotional to lead a team.", "All women are bad at maths."]
+"""Prejudice without a strong word, as a sentence that stands alone."""
 
 
 @pytest.mark.parametrize("text", SAFE)
@@ -53,15 +53,9 @@ def test_unsafe_text_is_found_and_never_released(guard: Guard, text: str) -> Non
         assert 0 <= span.start < span.end <= len(text)
 
 
-@pytest.mark.parametrize("text", KNOWN_MISSES)
-@pytest.mark.xfail(strict=True, reason="bare claims score just under the calibrated threshold")
+@pytest.mark.parametrize("text", BARE_CLAIMS)
 def test_bare_claims_are_found(guard: Guard, text: str) -> None:
     assert guard.detect(text).unsafe
-
-
-def test_bare_claims_are_found_with_a_lower_threshold(guard: Guard) -> None:
-    lower = Guard(guard.runtime, policy=Policy(threshold=0.45))
-    assert all(found.unsafe for found in lower.detect_many(KNOWN_MISSES))
 
 
 def test_most_unsafe_text_is_rewritten_rather_than_blocked(guard: Guard) -> None:
