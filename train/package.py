@@ -45,6 +45,7 @@ Large Language Model" (arXiv 2404.01399).
 ## Use
 ```python
 from srllm_guard import Guard
+
 Guard(model="FOLDER").rewrite("...")
 ```
 
@@ -143,7 +144,10 @@ def _name_base(path: Path, base: Base) -> None:
 
 
 def _card(config: Config, calibration: Calibration, manifest: Manifest) -> str:
-    rows = ["| dev set | segments | average precision | AUROC |", "|---|---|---|---|"]
+    rows = [
+        "| dev set | segments, or texts labelled as a whole | average precision | AUROC |",
+        "|---|---|---|---|",
+    ]
     for name, figures in manifest.metrics["dev"].items():
         cells = (figures[key] for key in ("segments", "average_precision", "auroc"))
         rows.append(f"| {name} | {' | '.join('-' if c is None else str(c) for c in cells)} |")
