@@ -258,33 +258,45 @@ def loss(labels: Tensor, spans: Tensor, batch: Batch) -> Loss:
     return Loss(unsafe, torch.stack(parts).mean(), _binary(spans, batch.spans))
 
 
-def bags(batch: Batch) -> Iterator[Tensor]:
-    """Masks `[B, S]`; the n-th holds the n-th bag of each window that has so many."""
+def alone(batch: Batch) -> Tensor:
+    """`[B, S]`: what is known of segments that are in no bag: 1, 0 or `UNKNOWN`."""
+    return batch.unsafe.masked_fill(batch.bag != ALONE, UNKNOWN)
+
+
+def bags(batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The first bag of each window, then the second, and so on.
+
+    Yields which windows have one, `[B]`; of these N their segments in it, `[N, S]`, and whether
+    it is unsafe, `[N]`.
+    """
     for number in range(int(batch.bag.max()) + 1 if batch.bag.numel() else 0):
-        yield batch.bag == number
+        inside = batch.bag == number
+        there = inside.any(1)
+        yield there, inside[there], ((batch.unsafe == 1) & inside).any(1)[there]
 
 
 def _unsafe(logits: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy of segments with labels of their own and of bags, by noisy-or of theirs."""
-    alone = (batch.bag == ALONE) & (batch.unsafe != UNKNOWN)
-    target = batch.unsafe.clamp(min=0).float()
-    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    total, count = (each * alone).sum(), alone.sum()
-    for inside in bags(batch):
+    each, known = _costs(logits, alone(batch))
+    total, count = each.sum(), known.sum()
+    for there, inside, unsafe in bags(batch):
         # Minus the logarithm of the chance that no segment is unsafe.
-        surprise = (F.softplus(logits) * inside).sum(1).clamp(min=1e-30)
-        unsafe = ((batch.unsafe == 1) & inside).any(1)
-        cost = torch.where(unsafe, -torch.log(-torch.expm1(-surprise)), surprise)
-        total = total + (cost * inside.any(1)).sum()
+        surprise = (F.softplus(logits[there]) * inside).sum(1).clamp(min=1e-30)
+        total = total + torch.where(unsafe, -torch.log(-torch.expm1(-surprise)), surprise).sum()
         # A safe bag costs, and counts, as its segments would alone.
         count = count + torch.where(unsafe, 1, inside.sum(1)).sum()
     return total / count.clamp(min=1)
 
 
 def _binary(logits: Tensor, target: Tensor) -> Tensor:
+    return _mean(*_costs(logits, target))
+
+
+def _costs(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each place, 0 where the target is unknown; and where it is known."""
     known = target != UNKNOWN
     each = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0).float(), reduction="none")
-    return _mean(each * known, known)
+    return each * known, known
 
 
 def _mean(values: Tensor, known: Tensor) -> Tensor:

@@ -84,13 +84,13 @@ def judged(batches: Sequence[Sequence[detection.Item]], judge: Judge) -> Judged:
             batch = detection.collate(items)
             labels, tokens = judge(batch)
             risk = labels[..., UNSAFE].float()
-            known = (batch.unsafe != detection.UNKNOWN) & (batch.bag == detection.ALONE)
+            alone = detection.alone(batch)
+            known = alone != detection.UNKNOWN
             logits.append(risk[known].numpy())
-            unsafe.append(batch.unsafe[known].numpy())
-            for inside in detection.bags(batch):
-                there = inside.any(1)
-                logits.append(risk.masked_fill(~inside, -torch.inf).amax(1)[there].numpy())
-                unsafe.append(batch.unsafe.masked_fill(~inside, 0).amax(1)[there].numpy())
+            unsafe.append(alone[known].numpy())
+            for there, inside, label in detection.bags(batch):
+                logits.append(risk[there].masked_fill(~inside, -torch.inf).amax(1).numpy())
+                unsafe.append(label.long().numpy())
             marked = (batch.spans != detection.UNKNOWN).any(-1)
             spans.append(tokens.amax(-1)[marked].float().numpy())
             truth.append((batch.spans == 1).any(-1)[marked].numpy())

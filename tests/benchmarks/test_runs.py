@@ -26,7 +26,7 @@ def data(tmp_path: Path) -> Path:
         tmp_path / "dev" / "appdia.jsonl",
         {"text": "You are an idiot and late for the meeting.", "safe": ["You are late."]},
         {"text": "What stupid weather we have today.", "safe": ["What bad weather we have today."]},
-        {"text": "Nobody wants your kind around here.", "safe": ["Please leave this place."]},
+        {"text": "Nobody asked for your opinion.", "safe": ["Please let me decide this."]},
     )
     write(
         tmp_path / "safe" / "llm_replies.jsonl",
@@ -90,7 +90,7 @@ def test_quality_from_data_to_tables_and_examples(
     assert content["safe"]["llm_replies"]["words_changed_outside"] == 0.0
     assert systems["other"]["texts"] == 1
     assert systems["guard, torch bf16"]["texts"] == 3  # the real model
-    assert systems["guard, torch bf16"]["unchanged"]["value"] < 1
+    assert 0 < systems["guard, torch bf16"]["unchanged"]["value"] < 1
     assert systems["source, unchanged"]["similarity"]["value"] == pytest.approx(1, abs=1e-3)
     markdown = report.write(out, content, quality.tables(content))
     assert "| guard | 3 |" in markdown

@@ -58,6 +58,11 @@ def test_bare_claims_are_found(guard: Guard, text: str) -> None:
     assert guard.detect(text).unsafe
 
 
+def test_bare_claims_are_found_with_a_lower_threshold(guard: Guard) -> None:
+    lower = Guard(guard.runtime, policy=Policy(threshold=0.45))
+    assert all(found.unsafe for found in lower.detect_many(BARE_CLAIMS))
+
+
 def test_most_unsafe_text_is_rewritten_rather_than_blocked(guard: Guard) -> None:
     actions = [result.action for result in guard.moderate_many(UNSAFE)]
     assert actions.count("rewrite") >= 2, actions
