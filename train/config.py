@@ -72,6 +72,9 @@ class Data:
     edos_negatives: bool = False
     """Also learn what `edos` calls not sexist as safe, but for texts with words that rewrites of
     `paradetox` take away; noisy, see `train.mappings`."""
+    variations: bool = False
+    """Detection also learns what people made of unsafe authored sentences as safe: nearly the same
+    words, and harmless. See `train.corpus.variations`."""
     copies: float = 0.1
     """Share of the safe authored records that are also taught to be copied."""
     noisy_marks: float = 0.5

@@ -7,15 +7,17 @@ folder: `csv` is its `train/csv.csv`, `pairs` its `train/pairs.jsonl`, any other
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from srllm_guard.errors import ConfigError
-from train import finetune, sources
+from train import finetune, rewriting, sources
 from train.config import Config
-from train.example import Example
+from train.example import Example, labelled
 from train.schema import json_lines
 
 DEV = sources.Options(edos_negatives=True)
@@ -52,6 +54,8 @@ def corpus(config: Config, data: Path | None, authored: Path) -> finetune.Corpus
             ) from error
     if config.data.edos_negatives and {"edos", "paradetox"} <= train.keys():
         train["edos"] = without_coarse(train["edos"], coarse_words(train["paradetox"]))
+    if config.data.variations and "cmd" in train:
+        train["cmd"] += variations(train["cmd"])
     held = [example.text for part in dev.values() for example in part]
     if "cmd" in train:
         held += [example.text for example in sources.load(authored, "cmd", "test")]
@@ -62,6 +66,29 @@ def corpus(config: Config, data: Path | None, authored: Path) -> finetune.Corpus
         dev,
         [] if data is None else ordinary(data),
     )
+
+
+def variations(examples: Iterable[Example]) -> list[Example]:
+    """The sentences that people changed in unsafe examples, as they became: safe in every respect.
+
+    They are what a rewrite is judged beside, and they tell what made a sentence unsafe from the
+    people that it is about.
+    """
+    labels = labelled(unsafe="no", bias="no", toxicity="none", harm="low")
+    draw = random.Random(0)
+    return [
+        replace(
+            example,
+            text=pair.safe,
+            safe=(),
+            labels=labels,
+            spans=(),
+            context=pair.context,
+            id=f"{example.id}-safe-{number}",
+        )
+        for example in examples
+        for number, pair in enumerate(rewriting.pairs(example, draw))
+    ]
 
 
 def coarse_words(examples: Iterable[Example], least: int = 5) -> frozenset[str]:

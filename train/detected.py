@@ -15,19 +15,25 @@ from srllm_guard import Guard
 from srllm_guard.errors import ConfigError
 from train.config import Config
 from train.example import Span, apart
-from train.finetune import Corpus, pools
+from train.finetune import ALONE, Corpus, pools
 from train.schema import json_lines
+from train.team import Team
 
 AT_ONCE = 256
 """Texts that are judged between two writes to the disk."""
 
 
 def detected(
-    config: Config, start: Path | None, weights: Path, corpus: Corpus, out: Path
+    config: Config,
+    start: Path | None,
+    weights: Path,
+    corpus: Corpus,
+    out: Path,
+    team: Team = ALONE,
 ) -> dict[str, tuple[Span, ...]]:
     """For each text that training rewrites and the bundle flags: the spans that it finds there.
 
-    Kept in `out`, so that a run that was killed goes on from what it had.
+    Kept in `out`, so that a run that was killed goes on from what it had. A team shares the texts.
 
     Raises:
         ConfigError: training starts from no bundle.
@@ -37,10 +43,7 @@ def detected(
             f"{config.name} learns from the marks of a bundle.",
             hint="Give the bundle with --from-bundle, or leave [data] detected_marks out.",
         )
-    kept = out / "detected.jsonl"
-    found = (
-        {row["text"]: _spans(row["spans"]) for _, row in json_lines(kept)} if kept.is_file() else {}
-    )
+    found = _kept(out)
     wanted = dict.fromkeys(
         example.text
         for number in range(config.training.epochs)
@@ -48,17 +51,26 @@ def detected(
         for example in pool
         if example.unsafe and example.safe and example.text not in found
     )
-    texts = list(wanted)
+    team.wait()  # before anyone writes, so that all divide the same texts
+    texts = list(wanted)[team.rank :: team.size]
     guard = Guard(start, base=weights)
     out.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(texts), AT_ONCE):
         part = texts[first : first + AT_ONCE]
-        new = dict(zip(part, _judged(guard, part), strict=True))
-        with kept.open("a", encoding="utf-8") as lines:
-            for text, spans in new.items():
+        with (out / f"detected-{team.rank}.jsonl").open("a", encoding="utf-8") as lines:
+            for text, spans in zip(part, _judged(guard, part), strict=True):
                 lines.write(json.dumps({"text": text, "spans": spans}, ensure_ascii=False) + "\n")
-        found |= new
-    return {text: spans for text, spans in found.items() if spans}
+    team.wait()
+    return {text: spans for text, spans in _kept(out).items() if spans}
+
+
+def _kept(out: Path) -> dict[str, tuple[Span, ...]]:
+    """What is known already, of every process."""
+    return {
+        row["text"]: _spans(row["spans"])
+        for path in sorted(out.glob("detected*.jsonl"))
+        for _, row in json_lines(path)
+    }
 
 
 def _judged(guard: Guard, texts: list[str]) -> list[tuple[Span, ...]]:

@@ -103,11 +103,11 @@ def run(
     model.freeze_layers(config.training.frozen_layers)
     if config.training.rewriting_only:
         model.freeze_detection()
+    team = Team.join()
     if config.data.deletions:
         found.deletions.extend(deletions(config, start, weights, prompt, found, out))
     if config.data.detected_marks:
-        found.detected.update(detected(config, start, weights, found, out))
-    team = Team.join()
+        found.detected.update(detected(config, start, weights, found, out, team))
     with compiled(model) if config.training.compile else nullcontext():
         history = finetune.train(model, found, prompt, config, out, team)
     team.leave()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -34,7 +35,8 @@ class Team:
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
-        distributed.init_process_group("gloo")
+        # Marking texts takes longer than the half hour that a process is waited for.
+        distributed.init_process_group("gloo", timeout=timedelta(hours=4))
         return cls(distributed.get_rank(), size)
 
     @property
@@ -78,6 +80,11 @@ class Team:
         known = torch.tensor([[numbers.get(n, 0.0), float(n in numbers)] for n in names])
         distributed.all_reduce(known)
         return {n: float(v) for n, (v, count) in zip(names, known.tolist(), strict=True) if count}
+
+    def wait(self) -> None:
+        """Go on when everybody has come this far."""
+        if self.size > 1:
+            distributed.barrier()
 
     def leave(self) -> None:
         """Part; only the one that leads goes on."""

@@ -169,3 +169,40 @@ def test_evaluation_texts_are_those_of_four_folders(tmp_path: Path) -> None:
     for part in (*corpus.EVALUATION, "train"):
         put(tmp_path, part, "some", [{"text": part}, {"id": "no text"}, {"text": None}])
     assert corpus.evaluation_texts(tmp_path) == ["dev", "bench", "judge", "safe"]
+
+
+# variations -----------------------------------------------------------------------------------
+
+
+def test_changed_sentences_are_safe_as_they_became() -> None:
+    text = "Lunch is at noon. Women can't drive. See you."
+    labels = labelled(unsafe="yes", bias="yes", toxicity="mild", harm="medium", sentiment="neutral")
+    unsafe = Example(
+        text,
+        ("Lunch is at noon. Anyone can drive. See you.",),
+        labels,
+        occurrences(text, ["Women can't drive."], "bias"),
+        source="cmd",
+        split="train",
+        id="a-1",
+    )
+    [found] = corpus.variations([unsafe, safe("Women drive.")])
+    assert found.text == "Anyone can drive."
+    assert found.context == "Lunch is at noon."
+    assert found.unsafe is False
+    assert found.spans == ()
+    assert found.labels["harm"] == {"low"}
+    assert "sentiment" not in found.labels  # it may be as negative as it was
+    assert (found.source, found.split) == ("cmd", "train")
+
+
+def test_a_run_learns_variations_where_it_is_told_to(
+    config: Config, tmp_path: Path, authored: Path
+) -> None:
+    data = replace(config.data, variations=True)
+    plain = corpus.corpus(config, None, authored).train["cmd"]
+    more = corpus.corpus(replace(config, data=data), None, authored)
+    added = more.train["cmd"][len(plain) :]
+    assert added
+    assert all(example.unsafe is False for example in added)
+    assert len(more.dev["cmd"]) == len(corpus.corpus(config, None, authored).dev["cmd"])
