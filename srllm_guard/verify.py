@@ -22,7 +22,8 @@ MOST_NEW = 4
 of 890 rewrites by people (APPDIA, ParaDetox, our own records) needs more than 3."""
 
 SENTENCE = 6
-"""Words from which a source is no fragment; a rewrite of it has all but two of so many."""
+"""Words from which a source is no fragment; a rewrite of it has half as many at least. Of 5,224
+variations of such sentences by people 29 are shorter."""
 
 ALIKE = 0.55
 """Two words are taken for forms of one from this share of letters in common."""
@@ -126,7 +127,7 @@ def faults(
         "meta_talk": _META.search(rewrite) and not _META.search(source),
         "length": not _fitting(source, rewrite, policy),
         # "Early adopters." is what is left of many a sentence, and seldom one; "You." of none.
-        "fragment": _long(said) >= SENTENCE > len(words) + 2
+        "fragment": _long(said) >= SENTENCE > 2 * len(words)
         or (words and _FUNCTION.issuperset(words)),
         "kept_phrase": any(_kept(*phrase, rewrite) for phrase in phrases),
         "kept_claim": _keeps_claim([text for text, kind in phrases if kind == "bias"], rewrite),

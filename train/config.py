@@ -140,6 +140,9 @@ class Training:
     rewriting_only: bool = False
     """Train nothing but the adapter's layers behind the detection layer, so that what is detected
     stays as it is to the last bit."""
+    unlikelihood: float = 0.0
+    """Weight of the unlikelihood of copying on where a variation leaves its source; see
+    `train.model`."""
     compile: bool = False
     """Train with compiled layers, see `train.fast`; a resumed run is then the same but for
     rounding."""

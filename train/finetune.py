@@ -150,7 +150,7 @@ def train(
         factor = _schedule(number, total, settings.warmup, settings.schedule)
         for group, rate in zip(optim.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        row = _one_step(model, step, device, team)
+        row = _one_step(model, step, device, team, settings.unlikelihood)
         team.add_gradients(_trainable(model))
         torch.nn.utils.clip_grad_norm_(_trainable(model), settings.max_grad_norm)
         optim.step()
@@ -210,7 +210,9 @@ def _marking_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
         yield held.pop(), True
 
 
-def _one_step(model: Model, step: Step, device: torch.device, team: Team) -> dict[str, float]:
+def _one_step(
+    model: Model, step: Step, device: torch.device, team: Team, unlikelihood: float
+) -> dict[str, float]:
     """Forward and backward of this process's part of a step; gradients are left on the model."""
     row: dict[str, float] = {}
     layers = model.language.config.num_hidden_layers
@@ -222,7 +224,7 @@ def _one_step(model: Model, step: Step, device: torch.device, team: Team) -> dic
     for items in team.mine(jobs, costs):
         if isinstance(items[0], rewriting.Item):
             with precision(device):
-                loss = model.rewriting_loss(_moved(rewriting.collate(items), device))
+                loss = model.rewriting_loss(_moved(rewriting.collate(items), device), unlikelihood)
             loss.backward()
             row["rewriting"] = loss.item()
             continue

@@ -48,14 +48,25 @@ class Model(nn.Module):
         for layer in self.language.get_base_model().model.layers[:count]:
             layer.requires_grad_(False)
 
-    def rewriting_loss(self, batch: rewriting.Batch) -> Tensor:
-        """Mean cross-entropy of the answers' tokens; logits are computed for those alone."""
+    def rewriting_loss(self, batch: rewriting.Batch, unlikelihood: float = 0.0) -> Tensor:
+        """Mean cross-entropy of the answers' tokens; logits are computed for those alone.
+
+        `unlikelihood` weighs that of copying on where the answer leaves its source (Welleck et al.,
+        2020): a mean over those places.
+        """
         base = self.language.get_base_model()
         # Padding is at the right, so a causal model needs no mask for it.
         hidden = base.model(input_ids=batch.ids, use_cache=False).last_hidden_state
         wanted = batch.labels[:, 1:] != rewriting.IGNORED
         logits = base.lm_head(hidden[:, :-1][wanted])
-        return F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted])
+        loss = F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted])
+        copied = batch.copied[:, 1:][wanted]
+        left = copied != rewriting.IGNORED
+        if unlikelihood and left.any():
+            chances = logits[left].float().log_softmax(-1)
+            copying = chances.gather(-1, copied[left][:, None]).exp()
+            loss = loss - unlikelihood * torch.log1p(-copying.clamp(max=1 - 1e-6)).mean()
+        return loss
 
     def judge(self, batch: detection.Batch) -> tuple[Tensor, Tensor]:
         """Label logits `[B, S, N_LOGITS]` and span logits `[B, T, categories]`."""

@@ -44,6 +44,9 @@ class Item:
 
     prompt: Ids
     target: Ids
+    copied: Ids = ()
+    """For each token of the answer the one that going on with the source would put there, where
+    the answer leaves the source; `IGNORED` elsewhere. Empty: nowhere."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.target)
@@ -160,7 +163,21 @@ def new(pair: Pair) -> int:
 def _item(pair: Pair, prompt: Prompt, draw: random.Random, noisy: float) -> Item:
     noise = draw.random() < noisy
     marks = imperfect(pair.marks, pair.text, draw) if noise else pair.marks
-    return Item(prompt.rewrite(pair.text, marks, pair.context), prompt.target(pair.safe))
+    target = prompt.target(pair.safe)
+    left = left_source(prompt.target(pair.text), target)
+    return Item(prompt.rewrite(pair.text, marks, pair.context), target, left)
+
+
+def left_source(source: Ids, target: Ids) -> Ids:
+    """The token of the source that each token of the target stands in place of, if another one.
+
+    Only where the target leaves the source: behind its own words nothing is copied any more.
+    """
+    found = [IGNORED] * len(target)
+    for tag, i, _, j, _ in SequenceMatcher(None, source, target, autojunk=False).get_opcodes():
+        if tag in ("replace", "delete") and j < len(target):
+            found[j] = source[i]
+    return tuple(found)
 
 
 def copies(examples: Sequence[Example], prompt: Prompt, seed: int, share: float) -> list[Item]:
@@ -183,6 +200,9 @@ class Batch:
     """`[B, T]`: 1 where there is a token."""
     labels: Tensor
     """`[B, T]`: the id itself within the answer, `IGNORED` elsewhere."""
+    copied: Tensor
+    """`[B, T]`: the id that copying would put there, where the answer leaves the source; `IGNORED`
+    elsewhere."""
 
 
 def collate(batch: Sequence[Item]) -> Batch:
@@ -191,8 +211,10 @@ def collate(batch: Sequence[Item]) -> Batch:
     ids = np.zeros((len(batch), tokens), np.int64)
     mask = np.zeros((len(batch), tokens), np.int64)
     labels = np.full((len(batch), tokens), IGNORED, np.int64)
+    copied = np.full((len(batch), tokens), IGNORED, np.int64)
     for row, item in enumerate(batch):
         ids[row, : len(item)] = (*item.prompt, *item.target)
         mask[row, : len(item)] = 1
         labels[row, len(item.prompt) : len(item)] = item.target
-    return Batch(*(torch.from_numpy(array) for array in (ids, mask, labels)))
+        copied[row, len(item.prompt) : len(item.prompt) + len(item.copied)] = item.copied
+    return Batch(*(torch.from_numpy(array) for array in (ids, mask, labels, copied)))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from srllm_guard.errors import ConfigError
 from srllm_guard.prompt import Prompt
-from train import checkpoint, finetune
+from train import checkpoint, finetune, rewriting
 from train.config import Config
 from train.corpus import corpus
 from train.model import Model, build, optimizer
@@ -75,6 +75,22 @@ def test_the_losses_go_down_and_only_adapter_and_heads_change(
     assert any(name.startswith("heads.") for name in moved)
     assert all("lora_" in name or name.startswith("heads.") for name in moved)
     assert not model.training
+
+
+def test_unlikelihood_is_that_of_copying_on(
+    config: Config, base: Path, found: finetune.Corpus, prompt: Prompt
+) -> None:
+    model = fresh(config, base).eval()
+    batch = rewriting.collate(rewriting.items(found.train["cmd"], prompt, 0)[:4])
+    with torch.no_grad():
+        added = model.rewriting_loss(batch, 0.5) - model.rewriting_loss(batch)
+        chances = model.language(input_ids=batch.ids).logits.softmax(-1)
+    costs = [
+        -torch.log(1 - chances[row, at - 1, batch.copied[row, at]])
+        for row, at in (batch.copied != rewriting.IGNORED).nonzero().tolist()
+    ]
+    assert len(costs) > 3
+    assert added.item() == pytest.approx(0.5 * torch.stack(costs).mean().item(), rel=1e-3)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(

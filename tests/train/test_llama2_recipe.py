@@ -65,7 +65,8 @@ def test_the_paged_optimiser_learns(model: Model) -> None:
     ids = torch.randint(6, 200, (2, 24), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[:, :4] = rewriting.IGNORED
-    batch = rewriting.Batch(ids, torch.ones_like(ids), labels)
+    nowhere = torch.full_like(ids, rewriting.IGNORED)
+    batch = rewriting.Batch(ids, torch.ones_like(ids), labels, nowhere)
     for group in optim.param_groups:
         group["lr"] = 0.01
     losses = []
@@ -109,7 +110,8 @@ def test_a_guard_runs_it(bundle: Path, llama: Path, four_bit: bool) -> None:
 def test_the_paged_optimiser_goes_on_exactly(llama: Path, tmp_path: Path) -> None:
     config = Config.from_toml(RECIPE)
     ids = torch.randint(6, 200, (1, 16), generator=torch.Generator().manual_seed(0))
-    batch = rewriting.Batch(ids, torch.ones_like(ids), ids)
+    nowhere = torch.full_like(ids, rewriting.IGNORED)
+    batch = rewriting.Batch(ids, torch.ones_like(ids), ids, nowhere)
 
     def some(model: Model, optim: torch.optim.Optimizer) -> None:
         model.train()

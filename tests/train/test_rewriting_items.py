@@ -105,6 +105,28 @@ def test_labels_are_the_answer_and_nothing_else(prompt: Prompt) -> None:
         assert batch.labels[row, len(item) - 1] == prompt.end
 
 
+def test_where_a_variation_leaves_its_source(prompt: Prompt) -> None:
+    source, target = prompt.target("you fool, wait for Ed"), prompt.target("you, wait for Ed now")
+    copied = rewriting.left_source(source, target)
+    assert len(copied) == len(target)
+    places = [n for n, token in enumerate(copied) if token != rewriting.IGNORED]
+    first = next(n for n, token in enumerate(target) if token != source[n])
+    assert places == [first]  # what is put in, "now", takes the place of nothing
+    assert copied[first] == source[first]
+    assert set(rewriting.left_source(source, source)) == {rewriting.IGNORED}
+
+
+def test_a_batch_tells_what_copying_would_say(prompt: Prompt) -> None:
+    fool = unsafe("you fool", "you are wrong", "fool", source="pairs")
+    items = rewriting.items([fool], prompt, 0, noisy=0.0)
+    items += rewriting.copies([Example("Fine.", labels=labelled(unsafe="no"))], prompt, 0, 1.0)
+    batch = rewriting.collate(items)
+    row = batch.copied[0, len(items[0].prompt) : len(items[0])]
+    assert tuple(row.tolist()) == items[0].copied
+    assert (row != rewriting.IGNORED).any()
+    assert (batch.copied[1] == rewriting.IGNORED).all()
+
+
 def test_copies_are_safe_texts_without_marks(prompt: Prompt, authored: Path) -> None:
     examples = load(authored, "cmd", "train")
     safe = [e for e in examples if e.labels["unsafe"] == {"no"}]
