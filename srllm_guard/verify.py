@@ -7,6 +7,7 @@ source does not say. These checks read text alone; whether it is safe now is the
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
@@ -113,7 +114,7 @@ def faults(
     if not rewrite.strip():
         return ("empty",)
     said, words = _words(source), _words(rewrite)
-    if rewrite == source or (said and said == words):
+    if rewrite == source or (said and said == words and _signs(source) == _signs(rewrite)):
         return ("unchanged",)
     marks = [(span.start, span.end) for span in spans]
     phrases = [
@@ -197,6 +198,11 @@ def _repeats(source: str, rewrite: str, context: str) -> bool:
 
 def _words(text: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(text)]
+
+
+def _signs(text: str) -> list[str]:
+    """Emoji and the like, which can be all that is unsafe."""
+    return [sign for sign in text if unicodedata.category(sign) == "So"]
 
 
 def _kept(phrase: str, category: str, rewrite: str) -> bool:

@@ -13,6 +13,7 @@ import argparse
 import csv
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from srllm_guard.errors import GuardError, MissingExtra
 from train.annotation_prompt import EXAMPLE_REPLY, correction, messages
-from train.schema import SPLITS, Record, SchemaError, json_lines, read_records, to_line
+from train.schema import SPLITS, Record, SchemaError, json_lines, to_line
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -272,19 +273,47 @@ def _append(path: Path, line: str) -> None:
 
 
 def _done(output: Path) -> set[str]:
-    """Ids in the output; a last line that was cut short is cut off."""
+    """Ids in the output; a last line that was cut short is cut off.
+
+    Raises:
+        SchemaError: it holds something else than records; the file stays as it is.
+    """
     if not output.exists():
         return set()
-    with output.open("rb+") as lines:
-        data = lines.read()
-        lines.truncate(data.rfind(b"\n") + 1)
-    return {record.id for record in read_records(output)}
+    data = output.read_bytes()
+    end = data.rfind(b"\n") + 1
+    lines, tail = data[:end].splitlines(), data[end:]
+    if _is_json(tail):  # whole, but for its end
+        lines.append(tail)
+    found = set()
+    for number, line in enumerate(filter(bytes.strip, lines), 1):
+        if not _is_json(line):
+            raise SchemaError(f"{output.name} line {number}: not JSON")
+        found.add(Record.from_dict(json.loads(line), f"{output.name} line {number}").id)
+    if tail and not tail.startswith(b"{"):
+        raise SchemaError(f"{output.name}: its last line is no record")
+    if _is_json(tail):
+        _append(output, "\n")
+    else:
+        os.truncate(output, end)
+    return found
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:  # of JSON and of UTF-8
+        return False
+    return True
 
 
 def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        for number, row in enumerate(csv.DictReader(lines), 1):
-            yield f"{path.name} row {number}", row
+        try:
+            for number, row in enumerate(csv.DictReader(lines), 1):
+                yield f"{path.name} row {number}", row
+        except UnicodeDecodeError:
+            raise SchemaError(f"{path.name}: not UTF-8; save it as such") from None
 
 
 def _langchain(module: str) -> Any:

@@ -32,7 +32,7 @@ from srllm_guard.text.segments import segments
 from train import detection, evaluation
 from train.batching import by_length
 from train.example import Example, labelled
-from train.finetune import Corpus
+from train.finetune import Corpus, drawn
 from train.model import Model
 
 Floats = np.ndarray[Any, Any]
@@ -47,7 +47,7 @@ GRID = [round(0.05 + 0.01 * step, 2) for step in range(91)]
 """Thresholds that are tried."""
 
 MOST = 800
-"""Examples of each source that the fit reads."""
+"""Examples of each source that the fit reads, drawn from all of its dev split."""
 
 
 def calibrate(
@@ -96,7 +96,7 @@ def calibrate(
 
 
 def _batches(examples: list[Example], prompt: Prompt) -> list[list[detection.Item]]:
-    return by_length(detection.items(examples[:MOST], prompt, 0, most=1), len, 2048, 0)
+    return by_length(detection.items(drawn(examples, MOST, 0), prompt, 0, most=1), len, 2048, 0)
 
 
 def _platt(found: dict[str, evaluation.Judged]) -> tuple[float, float]:

@@ -28,6 +28,9 @@ _NATURAL = {
 }
 """Settings that are at least 1."""
 
+_SHARES = ("copies", "noisy_marks", "detected_marks", "warmup", "dropout")
+"""Settings that are at most 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lora:
@@ -244,8 +247,10 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
     if name in ("deletions", "likelihood"):
         if value > 0:
             raise ConfigError(f"{where} is {value!r}.", hint="It is a logarithm: at most 0.")
-    elif isinstance(value, int | float) and value < least:
+    elif isinstance(value, int | float) and not value >= least:  # nor is it "nan"
         raise ConfigError(f"{where} is {value!r}.", hint=f"It is at least {least}.")
+    if name in _SHARES and value > 1:
+        raise ConfigError(f"{where} is {value!r}.", hint="It is a share: at most 1.")
     return value
 
 

@@ -8,7 +8,6 @@ if it finds it likely at all. On authored dev segments nearly all above -4.5 are
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -16,16 +15,18 @@ from pathlib import Path
 
 from srllm_guard.engines.base import Asked, Engine
 from srllm_guard.errors import ConfigError
+from srllm_guard.models.bundle import Bundle
 from srllm_guard.policy import Policy
 from srllm_guard.prompt import Prompt
 from srllm_guard.results import Span
 from srllm_guard.runtime import load
 from srllm_guard.trim import trims
 from srllm_guard.verify import faults
+from train import kept
 from train.config import Config
-from train.finetune import Corpus
+from train.finetune import ALONE, Corpus
 from train.rewriting import Pair, new, pairs
-from train.schema import json_lines
+from train.team import Team
 
 MOST = 4
 """Ways of cutting a segment that are compared."""
@@ -38,34 +39,37 @@ def deletions(
     prompt: Prompt,
     corpus: Corpus,
     out: Path,
+    team: Team = ALONE,
 ) -> list[Pair]:
     """Pairs of the authored training records; kept in `out`, so that a resumed run reads them.
+
+    Of a team one process works them out.
 
     Raises:
         ConfigError: training starts from no bundle, so nobody can say what is likely.
     """
-    kept = out / "deletions.jsonl"
-    if not kept.is_file():
-        if start is None:
-            raise ConfigError(
-                f"{config.name} learns from deletions that a bundle finds likely.",
-                hint="Give the bundle with --from-bundle, or leave [data] deletions out.",
-            )
+    if start is None:
+        raise ConfigError(
+            f"{config.name} learns from deletions that a bundle finds likely.",
+            hint="Give the bundle with --from-bundle, or leave [data] deletions out.",
+        )
+    draw = random.Random(config.training.seed)
+    wide = [
+        pair
+        for example in corpus.train.get("cmd", [])
+        for pair in pairs(example, draw)
+        if config.data.most_new and new(pair) > config.data.most_new
+    ]
+    least = config.data.deletions
+    asked = kept.key(Bundle.load(start).hash, least, [asdict(pair) for pair in wide])
+    path = out / f"deletions-{asked}.jsonl"
+    if team.leads and not path.is_file():
         engine = load(start, base=weights).engine
-        draw = random.Random(config.training.seed)
-        wide = [
-            pair
-            for example in corpus.train["cmd"]
-            for pair in pairs(example, draw)
-            if config.data.most_new and new(pair) > config.data.most_new
-        ]
-        rows = [asdict(p) for p in likely(engine, prompt, wide, config.data.deletions)]
-        out.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        kept.write_text(text, encoding="utf-8")
+        kept.keep(path, (asdict(pair) for pair in likely(engine, prompt, wide, least)))
+    team.wait()
     return [
         Pair(row["text"], tuple((s, e) for s, e in row["marks"]), row["safe"], row["context"])
-        for _, row in json_lines(kept)
+        for row in kept.rows(path)
     ]
 
 

@@ -7,16 +7,16 @@ share of the pairs is marked by the bundle that training starts from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from srllm_guard import Guard
 from srllm_guard.errors import ConfigError
+from srllm_guard.models.bundle import Bundle
+from train import kept
 from train.config import Config
 from train.example import Span, apart
 from train.finetune import ALONE, Corpus, pools
-from train.schema import json_lines
 from train.team import Team
 
 AT_ONCE = 256
@@ -43,7 +43,8 @@ def detected(
             f"{config.name} learns from the marks of a bundle.",
             hint="Give the bundle with --from-bundle, or leave [data] detected_marks out.",
         )
-    found = _kept(out)
+    name = f"detected-{kept.key(Bundle.load(start).hash)}"
+    found = _known(out, name)
     wanted = dict.fromkeys(
         example.text
         for number in range(config.training.epochs)
@@ -54,22 +55,23 @@ def detected(
     team.wait()  # before anyone writes, so that all divide the same texts
     texts = list(wanted)[team.rank :: team.size]
     guard = Guard(start, base=weights)
-    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}-{team.rank}.jsonl"
+    rows = kept.rows(path)
     for first in range(0, len(texts), AT_ONCE):
         part = texts[first : first + AT_ONCE]
-        with (out / f"detected-{team.rank}.jsonl").open("a", encoding="utf-8") as lines:
-            for text, spans in zip(part, _judged(guard, part), strict=True):
-                lines.write(json.dumps({"text": text, "spans": spans}, ensure_ascii=False) + "\n")
+        spans = _judged(guard, part)
+        rows += [{"text": text, "spans": each} for text, each in zip(part, spans, strict=True)]
+        kept.keep(path, rows)
     team.wait()
-    return {text: spans for text, spans in _kept(out).items() if spans}
+    return {text: spans for text, spans in _known(out, name).items() if spans}
 
 
-def _kept(out: Path) -> dict[str, tuple[Span, ...]]:
+def _known(out: Path, name: str) -> dict[str, tuple[Span, ...]]:
     """What is known already, of every process."""
     return {
         row["text"]: _spans(row["spans"])
-        for path in sorted(out.glob("detected*.jsonl"))
-        for _, row in json_lines(path)
+        for path in sorted(out.glob(f"{name}-*.jsonl"))
+        for row in kept.rows(path)
     }
 
 

@@ -74,7 +74,8 @@ def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[S
         nearest=config.data.nearest,
         more=corpus.deletions,
     )
-    pairs += rewriting.copies(drawn_.get("cmd", []), prompt, seed, config.data.copies)
+    own = [each for each in drawn_.get("cmd", []) if each.safe]  # variations have none
+    pairs += rewriting.copies(own, prompt, seed, config.data.copies)
     pairs = [item for item in pairs if len(item) <= settings.max_length]
     judged: list[Example] = []
     for name, most in config.data.detection.items():
@@ -125,7 +126,7 @@ def train(
     shares the work of each step.
 
     Raises:
-        ConfigError: nothing to train on, or a checkpoint of another configuration.
+        ConfigError: nothing to train on, or a checkpoint of another base, adapter or heads.
     """
     settings = config.training
     first = epoch(corpus, prompt, config, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from srllm_guard.engines.heads import DetectionHeads, HeadsConfig
 from srllm_guard.engines.loading import load_heads
 from srllm_guard.engines.trunk import Trunk
 from srllm_guard.errors import ConfigError, MissingExtra
-from srllm_guard.models.bundle import ADAPTER, Bundle
+from srllm_guard.models.bundle import ADAPTER, ADAPTER_CONFIG, Bundle
 from train import detection, rewriting
 from train.config import Config
 
@@ -131,6 +132,13 @@ def load(config: Config, bundle: Bundle, base: Path) -> Model:
             hint="Start from a bundle of the same base and prompt.",
         )
     model = build(config, base)
+    scale = json.loads((bundle.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["lora_alpha"]
+    if scale != config.lora.alpha:
+        raise ConfigError(
+            f"The adapter of {bundle.folder.name} has alpha {scale}, [lora] of {config.name} "
+            f"{config.lora.alpha}.",
+            hint="Use the settings that the bundle was trained with.",
+        )
     try:
         found: Any = set_peft_model_state_dict(model.language, load_file(bundle.folder / ADAPTER))
     except RuntimeError as error:  # a rank that is not the configuration's

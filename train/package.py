@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,11 @@ def write_bundle(
     config: Config,
     calibration: Calibration,
     metrics: dict[str, Any],
-    *,
-    data: Path | None,
-    authored: Path,
-    start: str | None = None,
+    training: Mapping[str, Any],
 ) -> Path:
     """Write the bundle into `folder` and return it. Weights are stored as float16.
 
-    `start` is the hash of the bundle that training started from.
+    `training` is what `origin` said before training began.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.language.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
@@ -99,18 +97,25 @@ def write_bundle(
         heads=model.heads.config.to_dict(),
         calibration=calibration,
         files={name: file_hash(folder / name) for name in HASHED},
-        training={
-            "seed": config.training.seed,
-            "epochs": config.training.epochs,
-            "data": data_hashes(config, data, authored),
-            "revision": revision(),
-            "start": start,
-        },
+        training=training,
         metrics={"dev": metrics},
     )
     write_manifest(folder, manifest)
     (folder / "README.md").write_text(_card(config, calibration, manifest), encoding="utf-8")
     return folder
+
+
+def origin(
+    config: Config, data: Path | None, authored: Path, start: str | None = None
+) -> dict[str, Any]:
+    """What a model is made of, as it is now: `start` is the hash of the bundle it goes on from."""
+    return {
+        "seed": config.training.seed,
+        "epochs": config.training.epochs,
+        "data": data_hashes(config, data, authored),
+        "revision": revision(),
+        "start": start,
+    }
 
 
 def data_hashes(config: Config, data: Path | None, authored: Path) -> dict[str, str]:

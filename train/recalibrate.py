@@ -24,6 +24,7 @@ from train.corpus import corpus
 from train.model import load
 from train.package import write_bundle
 from train.run import AUTHORED
+from train.schema import SchemaError
 
 log = logging.getLogger("train")
 
@@ -35,6 +36,7 @@ def recalibrate(
 
     Raises:
         GuardError: the bundle, its base or the data cannot be used.
+        SchemaError: a row of the data is not as it should be.
     """
     bundle = Bundle.load(folder)
     weights = find_base(config.base, base)
@@ -42,10 +44,7 @@ def recalibrate(
     prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
     found = corpus(config, data, authored)
     calibration, metrics = calibrate(model, prompt, found, config.likelihood)
-    start = bundle.manifest.training.get("start")
-    write_bundle(
-        folder, model, config, calibration, metrics, data=data, authored=authored, start=start
-    )
+    write_bundle(folder, model, config, calibration, metrics, bundle.manifest.training)
     log.info("threshold %s, was %s", calibration.threshold, bundle.manifest.calibration.threshold)
 
 
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = Config.from_toml(args.config)
         recalibrate(config, args.bundle, args.data, args.authored, args.base)
-    except GuardError as error:
+    except (GuardError, SchemaError) as error:
         log.error("%s", error)
         return 1
     return 0

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from srllm_guard.engines.heads import DetectionHeads
 from srllm_guard.engines.trunk import Trunk
+from srllm_guard.errors import ConfigError
 from srllm_guard.prompt import Prompt
 from train import detection
 from train.batching import by_length
@@ -57,18 +58,26 @@ def fitted(
     seed: int,
     layers: Sequence[int],
 ) -> dict[int, DetectionHeads]:
-    """Heads for several layers, fitted side by side; logs dev figures after each epoch."""
+    """Heads for several layers, fitted side by side; logs dev figures after each epoch.
+
+    Raises:
+        ConfigError: the settings name no source.
+    """
     model.eval()
     torch.manual_seed(seed)
     items = []
     for name, most in settings.detection.items():
-        # Authored records come in two groupings, so that no segment always has the same neighbours.
+        # Authored records come in several groupings: no segment always has the same neighbours.
         for turn in range(settings.authored_turns if name == "cmd" else 1):
             examples = drawn(corpus.train[name], most, seed + turn)
             items += detection.items(examples, prompt, seed + turn)
+    if not items:
+        raise ConfigError(
+            "There is nothing to fit heads on.", hint="Name sources in [refit.detection]."
+        )
     trunk = Trunk(model.language.get_base_model().model, max(layers))
     train = [see(trunk, group, layers) for group in tqdm(by_length(items, len, TOKENS, seed))]
-    own = by_length(detection.items(corpus.dev["cmd"], prompt, 0, most=1), len, TOKENS, 0)
+    own = by_length(detection.items(corpus.dev.get("cmd", []), prompt, 0, most=1), len, TOKENS, 0)
     heads = {layer: DetectionHeads(model.heads.config) for layer in layers}
     optimizers = {
         layer: torch.optim.AdamW(each.parameters(), lr=settings.lr, weight_decay=0.05)

@@ -175,7 +175,12 @@ def left_source(source: Ids, target: Ids) -> Ids:
     """
     found = [IGNORED] * len(target)
     for tag, i, _, j, _ in SequenceMatcher(None, source, target, autojunk=False).get_opcodes():
-        if tag in ("replace", "delete") and j < len(target):
+        if tag not in ("replace", "delete"):
+            continue
+        # "the fools and the others" becomes "the others": it is left behind the first "the".
+        while i < len(source) and j < len(target) and source[i] == target[j]:
+            i, j = i + 1, j + 1
+        if i < len(source) and j < len(target):
             found[j] = source[i]
     return tuple(found)
 

@@ -33,7 +33,7 @@ from train.deletions import deletions
 from train.detected import detected
 from train.fast import compiled
 from train.model import build, load
-from train.package import write_bundle
+from train.package import origin, write_bundle
 from train.plots import loss_curves
 from train.refit import refit
 from train.schema import SchemaError
@@ -100,12 +100,13 @@ def run(
         model.to("cuda")
     prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
     found = corpus(config, data, authored)
+    made_of = origin(config, data, authored, None if first is None else first.hash)
     model.freeze_layers(config.training.frozen_layers)
     if config.training.rewriting_only:
         model.freeze_detection()
     team = Team.join()
     if config.data.deletions:
-        found.deletions.extend(deletions(config, start, weights, prompt, found, out))
+        found.deletions.extend(deletions(config, start, weights, prompt, found, out, team))
     if config.data.detected_marks:
         found.detected.update(detected(config, start, weights, found, out, team))
     with compiled(model) if config.training.compile else nullcontext():
@@ -122,16 +123,7 @@ def run(
         metrics = dict(first.manifest.metrics["dev"])
     else:
         calibration, metrics = calibrate(model, prompt, found, config.likelihood)
-    folder = write_bundle(
-        out / "bundle",
-        model,
-        config,
-        calibration,
-        metrics,
-        data=data,
-        authored=authored,
-        start=None if first is None else first.hash,
-    )
+    folder = write_bundle(out / "bundle", model, config, calibration, metrics, made_of)
     log.info("bundle: %s", folder)
     return folder
 

@@ -91,7 +91,10 @@ def load_csv(path: str | Path, split: str = "train", options: Options = _DEFAULT
         except SchemaError as error:
             raise SchemaError(f"{path.name}: {error}") from None
         rows = ((f"{path.name} row {number}", row) for number, row in enumerate(table, 1))
-        return _divided(rows, "csv", split, options)
+        try:
+            return _divided(rows, "csv", split, options)
+        except UnicodeDecodeError:
+            raise SchemaError(f"{path.name}: not UTF-8; save it as such") from None
 
 
 def load_hub(

@@ -65,12 +65,14 @@ class Team:
         parts = [
             (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters
         ]
-        flat = torch.cat(parts)
+        there = torch.tensor([float(p.grad is not None) for p in parameters])
+        flat = torch.cat([*parts, there])
         distributed.all_reduce(flat)
+        known = flat[-len(there) :].tolist()  # what nobody has a gradient of gets none
         at = 0
-        for parameter in parameters:
+        for parameter, found in zip(parameters, known, strict=True):
             count = parameter.numel()
-            parameter.grad = flat[at : at + count].view_as(parameter).clone()
+            parameter.grad = flat[at : at + count].view_as(parameter).clone() if found else None
             at += count
 
     def add_numbers(self, numbers: dict[str, float], names: Sequence[str]) -> dict[str, float]:

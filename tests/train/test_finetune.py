@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_named(config: Config, base: Path, tmp_path: Pat
             checkpoint.restore(tmp_path, model, optim)
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(
+def test_a_checkpoint_of_another_adapter_is_refused(
     config: Config, base: Path, tmp_path: Path
 ) -> None:
     model = fresh(config, base)

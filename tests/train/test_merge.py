@@ -16,7 +16,7 @@ from tests import tiny_model
 from train.config import Config
 from train.merge import TOLERANCE, main, merge
 from train.model import build
-from train.package import write_bundle
+from train.package import origin, write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,8 @@ def bundle(base: Path, authored: Path, tmp_path_factory: pytest.TempPathFactory)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
-    made = write_bundle(
-        folder / "bundle", model, config, Calibration(), {}, data=None, authored=authored
-    )
+    made_of = origin(config, None, authored)
+    made = write_bundle(folder / "bundle", model, config, Calibration(), {}, made_of)
     return Bundle.load(made)
 
 

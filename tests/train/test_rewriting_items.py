@@ -114,6 +114,8 @@ def test_where_a_variation_leaves_its_source(prompt: Prompt) -> None:
     assert places == [first]  # what is put in, "now", takes the place of nothing
     assert copied[first] == source[first]
     assert set(rewriting.left_source(source, source)) == {rewriting.IGNORED}
+    # A word that stands again behind the gap is no copy of the first one.
+    assert rewriting.left_source((1, 2, 3, 1, 4), (1, 4)) == (rewriting.IGNORED, 2)
 
 
 def test_a_batch_tells_what_copying_would_say(prompt: Prompt) -> None:

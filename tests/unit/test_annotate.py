@@ -230,7 +230,7 @@ def test_a_second_run_does_only_what_is_missing(tmp_path: Path) -> None:
     assert not rejects_path(output).exists()
 
 
-@pytest.mark.parametrize("cut", [1, 5, -1])
+@pytest.mark.parametrize("cut", [1, 5, -2])
 def test_a_half_written_last_line_is_done_again(tmp_path: Path, cut: int) -> None:
     output = tmp_path / "out.jsonl"
     annotate(ROWS[:2], talker(*(answer(row.text) for row in ROWS[:2])), output)
@@ -241,12 +241,24 @@ def test_a_half_written_last_line_is_done_again(tmp_path: Path, cut: int) -> Non
     assert output.read_bytes() == whole
 
 
-def test_an_output_of_another_kind_is_not_touched(tmp_path: Path) -> None:
+def test_a_last_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    output.write_text('{"some": "thing"}\n')
-    with pytest.raises(SchemaError, match=r"out\.jsonl line 1"):
+    annotate(ROWS[:2], talker(*(answer(row.text) for row in ROWS[:2])), output)
+    whole = output.read_bytes()
+    output.write_bytes(whole[:-1])
+    assert annotate(ROWS[:2], talker(), output) == Report(skipped=2)
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "content", ['{"some": "thing"}\n', '{"some": "thing"}', "name,text\n1,a", "hello"]
+)
+def test_an_output_of_another_kind_is_not_touched(tmp_path: Path, content: str) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_text(content)
+    with pytest.raises(SchemaError, match=r"out\.jsonl"):
         annotate(ROWS, talker(), output)
-    assert output.read_text() == '{"some": "thing"}\n'
+    assert output.read_text() == content
 
 
 KILLED = """

@@ -358,6 +358,11 @@ def test_no_comparison_of_groups(rewrite: str) -> None:
     assert "compares_groups" not in found("Boys beat girls at physics.", rewrite, "beat girls")
 
 
+def test_an_emoji_that_went_is_a_change() -> None:
+    assert found("Great work, Jamal 🐒🐒", "Great work, Jamal", "🐒🐒") == set()
+    assert found("Great work, Jamal 🐒🐒", "great work Jamal 🐒🐒", "🐒🐒") == {"unchanged"}
+
+
 def test_several_faults_at_once() -> None:
     source = "Ask that idiot Anna at 5 pm, not him."
     assert found(source, "Sure, Bob.", "that idiot") == {
