@@ -26,7 +26,7 @@ ANSWERS: dict[str, Answer] = {
         "The report is due on Friday at noon. Ask your boss, that stupid idiot."
     ),
     "responses": lambda body: response_events(
-        "The invoice goes out on Monday. Nobody needs your dumb questions about it."
+        "The invoice goes out on Monday. Stop asking, you moron."
     ),
 }
 """What the server says that the example of a client asks."""
