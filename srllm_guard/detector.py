@@ -32,6 +32,11 @@ GAP = 120
 DIGITS = 4
 """Probabilities are rounded to this, so that the size of a batch cannot show in a result."""
 
+SURE = 0.7
+"""A span is at least this share as likely as the surest one of its segment: what is weaker beside
+it mostly lies on harmless words. On 550 dev texts span F1 rises from .592 to .597 (authored) and
+from .499 to .545 (toxic_spans)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -283,7 +288,8 @@ def _fitting(
 def _spans(
     text: str, segment: Segment, ranges: Sequence[Range], logits: Floats, threshold: float
 ) -> tuple[Span, ...]:
-    """Runs of tokens that are likely unsafe, grown to whole words within their segment.
+    """Runs of tokens that are likely unsafe, grown to whole words within their segment; those that
+    are far less likely than the surest one are left out.
 
     `ranges` and `logits` are those of the segment's tokens.
     """
@@ -305,7 +311,8 @@ def _spans(
             start, end, score = last.start, max(end, last.end), max(score, last.score)
         if start < end:
             found.append(Span(start, end, category, score))
-    return tuple(found)
+    surest = max((span.score for span in found), default=0.0)
+    return tuple(span for span in found if span.score >= SURE * surest)
 
 
 def _whole_words(text: str, segment: Segment, start: int, end: int) -> Range:

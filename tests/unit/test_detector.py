@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from srllm_guard import detector
 from srllm_guard.detector import DIGITS, GAP, WINDOW, Detector, Verdict, summarise
 from srllm_guard.engines.base import Scores, Window
 from srllm_guard.labels import CATEGORIES, LABELS, N_LOGITS, SLICES, UNSAFE
@@ -222,3 +223,14 @@ def test_the_summary_of_nothing_is_safe() -> None:
     found = summarise([], [], verified=True, language=None)
     assert (found.score, found.unsafe, found.spans) == (0.0, False, ())
     assert (found.bias.value, found.sentiment.value) == ("no", "neutral")
+
+
+@pytest.mark.parametrize(("weak", "told"), [(1.5, ["fools", "met"]), (0.0, ["fools"])])
+def test_a_span_is_nearly_as_likely_as_the_surest(weak: float, told: list[str]) -> None:
+    text = "The fools all met"
+    ranges = [(0, 3), (4, 9), (10, 13), (14, 17)]
+    logits = np.full((4, len(CATEGORIES)), -9.0)
+    logits[1, 0], logits[3, 0] = 3.0, weak  # .95 beside .82 or .5
+    segment = Segment(0, len(text), "prose", 0)
+    found = detector._spans(text, segment, ranges, logits, 0.3)
+    assert [text[span.start : span.end] for span in found] == told
