@@ -288,10 +288,10 @@ def _fitting(
 def _spans(
     text: str, segment: Segment, ranges: Sequence[Range], logits: Floats, threshold: float
 ) -> tuple[Span, ...]:
-    """Runs of tokens that are likely unsafe, grown to whole words within their segment; those that
-    are far less likely than the surest one are left out.
+    """Runs of tokens that are likely unsafe, grown to whole words within their segment.
 
-    `ranges` and `logits` are those of the segment's tokens.
+    Those that are far less likely than the surest one are left out. `ranges` and `logits` are those
+    of the segment's tokens.
     """
     chances = _sigmoid(logits.astype(np.float64))  # [tokens, categories]
     peak = chances.max(-1)
