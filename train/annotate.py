@@ -10,8 +10,8 @@ a usable answer go to `output.rejected.jsonl` with the reason; the next run trie
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
+import io
 import json
 import os
 import sys
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from srllm_guard.errors import GuardError, MissingExtra
 from train.annotation_prompt import EXAMPLE_REPLY, correction, messages
-from train.schema import SPLITS, Record, SchemaError, json_lines, to_line
+from train.schema import SPLITS, Record, SchemaError, csv_table, decoded, json_lines, to_line
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -282,19 +282,15 @@ def _done(output: Path) -> set[str]:
         return set()
     data = output.read_bytes()
     end = data.rfind(b"\n") + 1
-    lines, tail = data[:end].splitlines(), data[end:]
-    if _is_json(tail):  # whole, but for its end
-        lines.append(tail)
-    found = set()
-    for number, line in enumerate(filter(bytes.strip, lines), 1):
-        if not _is_json(line):
-            raise SchemaError(f"{output.name} line {number}: not JSON")
-        found.add(Record.from_dict(json.loads(line), f"{output.name} line {number}").id)
+    tail = data[end:]
     if tail and not tail.startswith(b"{"):
         raise SchemaError(f"{output.name}: its last line is no record")
-    if _is_json(tail):
+    whole = _is_json(tail)  # but for its end
+    lines = io.BytesIO(data if whole else data[:end])
+    found = {Record.from_dict(row, place).id for place, row in decoded(lines, output.name)}
+    if whole:
         _append(output, "\n")
-    else:
+    elif tail:
         os.truncate(output, end)
     return found
 
@@ -308,12 +304,8 @@ def _is_json(line: bytes) -> bool:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        try:
-            for number, row in enumerate(csv.DictReader(lines), 1):
-                yield f"{path.name} row {number}", row
-        except UnicodeDecodeError:
-            raise SchemaError(f"{path.name}: not UTF-8; save it as such") from None
+    for number, row in enumerate(csv_table(path), 1):
+        yield f"{path.name} row {number}", row
 
 
 def _langchain(module: str) -> Any:

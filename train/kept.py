@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from train.schema import json_lines
+from train.schema import json_lines, write_lines
 
 
 def key(*parts: object) -> str:
@@ -31,7 +31,4 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def keep(path: Path, found: Iterable[dict[str, Any]]) -> None:
     """Write rows, in place of those that were there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.with_suffix(".partial")
-    with working.open("w", encoding="utf-8", newline="\n") as lines:
-        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
-    working.replace(path)
+    write_lines(path, found)

@@ -131,7 +131,6 @@ def load(config: Config, bundle: Bundle, base: Path) -> Model:
             f"{config.name} for {config.base.id} and {config.prompt}.",
             hint="Start from a bundle of the same base and prompt.",
         )
-    model = build(config, base)
     scale = json.loads((bundle.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["lora_alpha"]
     if scale != config.lora.alpha:
         raise ConfigError(
@@ -139,6 +138,7 @@ def load(config: Config, bundle: Bundle, base: Path) -> Model:
             f"{config.lora.alpha}.",
             hint="Use the settings that the bundle was trained with.",
         )
+    model = build(config, base)
     try:
         found: Any = set_peft_model_state_dict(model.language, load_file(bundle.folder / ADAPTER))
     except RuntimeError as error:  # a rank that is not the configuration's

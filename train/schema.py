@@ -6,6 +6,8 @@ remaining fields may hold stands here.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -195,17 +197,35 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         SchemaError: a line is not JSON or not UTF-8.
     """
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f"{path.name} line {number}"
-            try:
-                yield place, json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise SchemaError(f"{place}: not UTF-8 (byte {error.start})") from None
-            except json.JSONDecodeError as error:
-                reason = f"{error.msg}, column {error.colno}"
-                raise SchemaError(f"{place}: not JSON ({reason})") from None
+        yield from decoded(lines, path.name)
+
+
+def decoded(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Any]]:
+    """As `json_lines`, of the lines of a file with this name."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{name} line {number}"
+        try:
+            yield place, json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise SchemaError(f"{place}: not UTF-8 (byte {error.start})") from None
+        except json.JSONDecodeError as error:
+            reason = f"{error.msg}, column {error.colno}"
+            raise SchemaError(f"{place}: not JSON ({reason})") from None
+
+
+def csv_table(path: Path) -> csv.DictReader[str]:
+    """A reader of the rows of a UTF-8 CSV file with a header.
+
+    Raises:
+        SchemaError: it is not UTF-8.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"{path.name}: not UTF-8 (byte {error.start}); save it as such") from None
+    return csv.DictReader(io.StringIO(text, newline=""))
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -219,16 +239,24 @@ def read_records(path: str | Path) -> list[Record]:
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Write records as JSON Lines; the file appears whole or not at all."""
-    path = Path(path)
+    write_lines(Path(path), (record.to_dict() for record in records))
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON Lines; the file appears, or is replaced, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8", newline="\n") as out:
-        out.writelines(to_line(record) for record in records)
+        out.writelines(_line(row) for row in rows)
     partial.replace(path)
 
 
 def to_line(record: Record) -> str:
     """The record as one line of JSON, with its line end."""
-    return json.dumps(record.to_dict(), ensure_ascii=False) + "\n"
+    return _line(record.to_dict())
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _choice(value: object, allowed: tuple[str, ...], place: str) -> str:

@@ -5,7 +5,6 @@ What the rows of each source mean stands in `train.mappings`.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pathlib import Path
 from srllm_guard.errors import MissingExtra
 from train.example import Example
 from train.mappings import SOURCES, Options, Row, paper_columns
-from train.schema import SPLITS, SchemaError, json_lines
+from train.schema import SPLITS, SchemaError, csv_table, json_lines
 
 __all__ = [
     "HUB_DATASET",
@@ -84,17 +83,13 @@ def load_csv(path: str | Path, split: str = "train", options: Options = _DEFAULT
     """
     _check("csv", split)
     path = Path(path)
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        table = csv.DictReader(lines)
-        try:
-            paper_columns(table.fieldnames or ())
-        except SchemaError as error:
-            raise SchemaError(f"{path.name}: {error}") from None
-        rows = ((f"{path.name} row {number}", row) for number, row in enumerate(table, 1))
-        try:
-            return _divided(rows, "csv", split, options)
-        except UnicodeDecodeError:
-            raise SchemaError(f"{path.name}: not UTF-8; save it as such") from None
+    table = csv_table(path)
+    try:
+        paper_columns(table.fieldnames or ())
+    except SchemaError as error:
+        raise SchemaError(f"{path.name}: {error}") from None
+    rows = ((f"{path.name} row {number}", row) for number, row in enumerate(table, 1))
+    return _divided(rows, "csv", split, options)
 
 
 def load_hub(

@@ -21,7 +21,7 @@ from srllm_guard.errors import ConfigError
 from srllm_guard.prompt import Prompt
 from train import checkpoint, finetune, rewriting
 from train.config import Config
-from train.corpus import corpus
+from train.corpus import corpus, variations
 from train.model import Model, build, optimizer
 from train.run import run
 
@@ -91,6 +91,19 @@ def test_unlikelihood_is_that_of_copying_on(
     ]
     assert len(costs) > 3
     assert added.item() == pytest.approx(0.5 * torch.stack(costs).mean().item(), rel=1e-3)
+
+
+def test_variations_are_not_taught_to_be_copied(
+    config: Config, found: finetune.Corpus, prompt: Prompt
+) -> None:
+    data = replace(config.data, copies=1.0, detection={})
+    own = found.train["cmd"]
+    more = replace(found, train={"cmd": own + variations(own)})
+    assert len(more.train["cmd"]) > len(own)
+    before, after = (
+        finetune.epoch(c, prompt, replace(config, data=data), 0) for c in (found, more)
+    )
+    assert [step.rewriting for step in after] == [step.rewriting for step in before]
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(

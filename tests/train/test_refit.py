@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from srllm_guard.errors import ConfigError
 from srllm_guard.models.bundle import Bundle
 from srllm_guard.prompt import Prompt
 from tests.train.conftest import CONFIG
@@ -59,3 +61,11 @@ def test_the_bundle_names_the_layer_of_the_new_heads(
 def test_a_source_that_only_the_new_heads_read_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(CONFIG + REFIT + "edos = 5\n")
     assert names(Config.from_toml(tmp_path / "tiny.toml")) == ["cmd", "edos"]
+
+
+def test_heads_that_nothing_is_fitted_on_are_refused(
+    config: Config, base: Path, authored: Path, prompt: Prompt
+) -> None:
+    found = corpus(config, None, authored)
+    with pytest.raises(ConfigError, match="nothing to fit"):
+        refit.refit(build(config, base), found, prompt, config, Refit(layer=2))

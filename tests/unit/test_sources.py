@@ -444,3 +444,10 @@ def test_every_source_says_what_it_maps() -> None:
         *("anno_lexical", "diasafety", "hatemoji_build", "hub", "csv", "pairs"),
     }
     assert all((loader.__doc__ or "").strip() for loader in SOURCES.values())
+
+
+def test_a_csv_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes("Original Sentence,BIAS,Debiased\nCaf\u00e9,Not Biased,\n".encode("cp1252"))
+    with pytest.raises(SchemaError, match=r"rows\.csv: not UTF-8"):
+        load_csv(path)
