@@ -110,3 +110,11 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b'name = "\xff"')
     with pytest.raises(ConfigError, match=r"bytes\.toml cannot be read"):
         Config.from_toml(tmp_path / "bytes.toml")
+
+
+@pytest.mark.parametrize(("setting", "named"), [("20", "at most 1"), ("nan", "at least 0")])
+def test_a_share_is_between_none_and_all(tmp_path: Path, setting: str, named: str) -> None:
+    content = f'prompt = "chatml-1"\n[base]\nrepo = "a/b"\n[data]\nnoisy_marks = {setting}\n'
+    with pytest.raises(ConfigError, match="noisy_marks") as caught:
+        read(tmp_path, content)
+    assert named in str(caught.value)

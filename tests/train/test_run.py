@@ -307,3 +307,11 @@ def test_a_bundle_of_another_shape_is_no_start(
     start = ["--from-bundle", str(out / "bundle")]
     assert main([*arguments, *start, "--out", str(tmp_path / "wide")]) == 1
     assert "[lora]" in caplog.text
+
+
+def test_an_adapter_of_another_scale_is_refused(out: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(CONFIG)
+    config = Config.from_toml(tmp_path / "tiny.toml")
+    other = replace(config, lora=replace(config.lora, alpha=config.lora.alpha + 1))
+    with pytest.raises(ConfigError, match="alpha"):
+        load_model(other, Bundle.load(out / "bundle"), base)
