@@ -119,10 +119,12 @@ def build(config: Config, base: Path) -> Model:
 def load(config: Config, bundle: Bundle, base: Path) -> Model:
     """The model of a bundle, to train further or to calibrate anew.
 
+    An adapter of a smaller rank is grown to that of `config`; the model says the same.
+
     Raises:
         ConfigError: the bundle has another base or prompt, or an adapter of another shape.
     """
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     manifest = bundle.manifest
     if (manifest.base.id, manifest.prompt) != (config.base.id, config.prompt):
@@ -131,26 +133,27 @@ def load(config: Config, bundle: Bundle, base: Path) -> Model:
             f"{config.name} for {config.base.id} and {config.prompt}.",
             hint="Start from a bundle of the same base and prompt.",
         )
-    scale = json.loads((bundle.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["lora_alpha"]
-    if scale != config.lora.alpha:
+    shape = json.loads((bundle.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    rank, alpha = shape["r"], shape["lora_alpha"]
+    if rank > config.lora.r or alpha * config.lora.r != config.lora.alpha * rank:
         raise ConfigError(
-            f"The adapter of {bundle.folder.name} has alpha {scale}, [lora] of {config.name} "
-            f"{config.lora.alpha}.",
-            hint="Use the settings that the bundle was trained with.",
+            f"The adapter of {bundle.folder.name} has rank {rank} and alpha {alpha}, [lora] of "
+            f"{config.name} {config.lora.r} and {config.lora.alpha}.",
+            hint="Use its rank or a larger one, and the same ratio of alpha to rank.",
         )
     model = build(config, base)
-    try:
-        found: Any = set_peft_model_state_dict(model.language, load_file(bundle.folder / ADAPTER))
-    except RuntimeError as error:  # a rank that is not the configuration's
-        raise ConfigError(
-            f"The adapter of {bundle.folder.name} is not as [lora] of {config.name} says.",
-            hint="Use the settings that the bundle was trained with.",
-        ) from error
-    if found.unexpected_keys:
+    # PEFT starts `B` at zero, so the columns that an adapter of smaller rank lacks change nothing.
+    fresh = get_peft_model_state_dict(model.language)
+    trained = load_file(bundle.folder / ADAPTER)
+    if trained.keys() - fresh.keys():
         raise ConfigError(
             f"The adapter of {bundle.folder.name} has parts that [lora] of {config.name} lacks.",
             hint="Use the settings that the bundle was trained with.",
         )
+    for name, weight in trained.items():
+        rows, columns = weight.shape
+        fresh[name][:rows, :columns] = weight
+    set_peft_model_state_dict(model.language, fresh)
     heads = load_heads(bundle, model.heads.config.hidden)
     return model.with_heads(heads, manifest.layer)
 

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from srllm_guard.errors import GuardError
+from srllm_guard.errors import ConfigError, GuardError
 from srllm_guard.models.bundle import Bundle
 from srllm_guard.models.store import find_base
 from srllm_guard.prompt import Prompt
@@ -88,6 +91,9 @@ def run(
     """Train, calibrate and write the bundle; returns its folder.
 
     Without a bundle to start from the adapter and the heads are fresh.
+
+    Raises:
+        ConfigError: `out` holds a run with another seed, of other data or from another bundle.
     """
     config = Config.from_toml(config_path)
     weights = find_base(config.base, base)
@@ -101,10 +107,11 @@ def run(
     prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
     found = corpus(config, data, authored)
     made_of = origin(config, data, authored, None if first is None else first.hash)
+    team = Team.join()
+    _claim(out, made_of, team)
     model.freeze_layers(config.training.frozen_layers)
     if config.training.rewriting_only:
         model.freeze_detection()
-    team = Team.join()
     if config.data.deletions:
         found.deletions.extend(deletions(config, start, weights, prompt, found, out, team))
     if config.data.detected_marks:
@@ -126,6 +133,27 @@ def run(
     folder = write_bundle(out / "bundle", model, config, calibration, metrics, made_of)
     log.info("bundle: %s", folder)
     return folder
+
+
+def _claim(out: Path, made_of: Mapping[str, Any], team: Team) -> None:
+    """Say in `out` what the run is made of; its length and the code may change on the way."""
+    path = out / "origin.json"
+    wanted = {name: made_of[name] for name in ("seed", "data", "start")}
+    if team.leads:
+        out.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    team.wait()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name, value in wanted.items() if found[name] != value]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read.", hint="Give another --out.") from error
+    if other:
+        raise ConfigError(
+            f"{out} holds a run of another {' and '.join(other)}.",
+            hint="Give another --out, or go on with what that run began with.",
+        )
 
 
 if __name__ == "__main__":

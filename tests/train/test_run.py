@@ -16,7 +16,7 @@ from srllm_guard import Guard, Policy
 from srllm_guard.engines.reference import ReferenceEngine
 from srllm_guard.errors import ConfigError
 from srllm_guard.labels import LABELS
-from srllm_guard.models.bundle import HASHED, Bundle
+from srllm_guard.models.bundle import HASHED, MANIFEST, Bundle
 from srllm_guard.prompt import Prompt
 from srllm_guard.runtime import tokenizer
 from tests.train.conftest import CONFIG
@@ -238,6 +238,18 @@ def test_a_run_can_start_from_a_bundle(
     assert Bundle.load(more.folder).manifest.training["start"] == first.hash
 
 
+def test_a_folder_takes_up_no_other_run(
+    out: Path, base: Path, authored: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(CONFIG.replace("seed = 3", "seed = 4"))
+    before = (out / "bundle" / MANIFEST).read_bytes()
+    arguments = [str(path), "--base", str(base), "--authored", str(authored), "--threads", "1"]
+    assert main([*arguments, "--out", str(out)]) == 1
+    assert "run of another seed" in caplog.text
+    assert (out / "bundle" / MANIFEST).read_bytes() == before
+
+
 def test_frozen_layers_stay_as_they_are(
     out: Path, base: Path, authored: Path, tmp_path: Path
 ) -> None:
@@ -307,6 +319,25 @@ def test_a_bundle_of_another_shape_is_no_start(
     start = ["--from-bundle", str(out / "bundle")]
     assert main([*arguments, *start, "--out", str(tmp_path / "wide")]) == 1
     assert "[lora]" in caplog.text
+
+
+def test_an_adapter_grows_and_says_the_same(out: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(CONFIG)
+    config = Config.from_toml(tmp_path / "tiny.toml")
+    wide = replace(config, lora=replace(config.lora, r=20, alpha=40))
+    bundle = Bundle.load(out / "bundle")
+    ids = torch.arange(5, 29).reshape(2, 12)
+    one, grown = (load_model(each, bundle, base).eval() for each in (config, wide))
+    with torch.no_grad():
+        expected = one.language(input_ids=ids).logits
+        torch.testing.assert_close(grown.language(input_ids=ids).logits, expected)
+    down, up = (
+        next(weight for name, weight in grown.language.named_parameters() if f"lora_{part}" in name)
+        for part in "AB"
+    )
+    assert down.shape[0] == up.shape[1] == 20
+    assert down[8:].abs().max() > 0  # or the new part would learn nothing
+    assert not up[:, 8:].any()
 
 
 def test_an_adapter_of_another_scale_is_refused(out: Path, base: Path, tmp_path: Path) -> None:
