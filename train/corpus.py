@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,12 +112,7 @@ def _words(text: str) -> list[str]:
 
 def ordinary(data: Path) -> list[str]:
     """The part of the safe sets that thresholds are chosen by; benchmarks report on the rest."""
-    return [
-        row["text"]
-        for path in sorted((data / "safe").glob("*.jsonl"))
-        for _, row in json_lines(path)
-        if sources.held_out(row["text"], FOR_THRESHOLDS)
-    ]
+    return [text for text in _texts(data / "safe") if sources.held_out(text, FOR_THRESHOLDS)]
 
 
 def names(config: Config) -> list[str]:
@@ -147,13 +142,14 @@ def place(config: Config, name: str, data: Path | None, authored: Path) -> Path 
 
 def evaluation_texts(data: Path) -> list[str]:
     """The field `text` of every row of the JSON Lines files that are for evaluation alone."""
-    return [
-        row["text"]
-        for part in EVALUATION
-        for path in sorted((data / part).glob("*.jsonl"))
-        for _, row in json_lines(path)
-        if isinstance(row, dict) and isinstance(row.get("text"), str)
-    ]
+    return [text for part in EVALUATION for text in _texts(data / part)]
+
+
+def _texts(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.glob("*.jsonl")):
+        for _, row in json_lines(path):
+            if isinstance(row, dict) and isinstance(row.get("text"), str):
+                yield row["text"]
 
 
 def files(config: Config, name: str, data: Path | None, authored: Path) -> list[Path]:

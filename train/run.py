@@ -93,13 +93,19 @@ def run(
     Without a bundle to start from the adapter and the heads are fresh.
 
     Raises:
-        ConfigError: `out` holds a run with another seed, of other data or from another bundle.
+        ConfigError: `out` holds a run with another seed, of other data or from another bundle;
+            rewriting alone is trained, and detection fitted anew.
     """
     config = Config.from_toml(config_path)
     weights = find_base(config.base, base)
     torch.manual_seed(config.training.seed)
     first = None if start is None else Bundle.load(start)
     model = build(config, weights) if first is None else load(config, first, weights)
+    if config.training.rewriting_only and (config.refit or model.layer != config.heads.layer):
+        raise ConfigError(
+            f"{config.name} trains rewriting only, and fits detection anew.",
+            hint="Leave [refit] out, and keep the layer of the bundle's heads.",
+        )
     if model.layer != config.heads.layer:
         model = model.with_heads(model.heads, config.heads.layer)
     if torch.cuda.is_available():

@@ -129,6 +129,14 @@ def test_the_quarter_does_not_depend_on_what_else_is_there(
     assert set(corpus.ordinary(tmp_path)) == before - set(texts[1::2])
 
 
+def test_rows_without_text_say_nothing_about_thresholds(
+    tmp_path: Path, prose: dict[str, list[str]]
+) -> None:
+    before = corpus.ordinary(tmp_path)
+    put(tmp_path, "safe", "zz_other", [{"id": 1}, {"text": None}, {"text": 3}])
+    assert corpus.ordinary(tmp_path) == before
+
+
 def test_a_copy_with_other_blanks_is_on_the_same_side(
     tmp_path: Path, prose: dict[str, list[str]]
 ) -> None:

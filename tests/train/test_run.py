@@ -238,6 +238,27 @@ def test_a_run_can_start_from_a_bundle(
     assert Bundle.load(more.folder).manifest.training["start"] == first.hash
 
 
+@pytest.mark.parametrize(
+    "change", [("layer = 2", "layer = 1"), ("seed = 3", "seed = 3\n[refit]\nlayer = 2")]
+)
+def test_training_of_rewriting_alone_leaves_detection_as_it_is(
+    change: tuple[str, str],
+    out: Path,
+    base: Path,
+    authored: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        CONFIG.replace("epochs = 4", "epochs = 4\nrewriting_only = true").replace(*change)
+    )
+    arguments = [str(path), "--base", str(base), "--authored", str(authored), "--threads", "1"]
+    start = ["--from-bundle", str(out / "bundle")]
+    assert main([*arguments, *start, "--out", str(tmp_path / "more")]) == 1
+    assert "rewriting only" in caplog.text
+
+
 def test_a_folder_takes_up_no_other_run(
     out: Path, base: Path, authored: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
