@@ -19,7 +19,7 @@ from benchmarks.report import measured, table
 
 FILES = ("detection", "identity", "quality", "robustness", "stereoset", "prompting", "startup")
 READING = "reading"
-"""Rewrites that were read by hand: {"read": N, "good": n, "errors": {kind: count}}."""
+"""Rewrites that were read one by one: {"read": N, "good": n, "errors": {kind: count}}."""
 
 SIGNS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -142,7 +142,7 @@ def _goals() -> Iterator[Goal]:
     yield Goal("detection", "ordinary/*/flagged", "<=", 0.02, "*, safe texts: flagged")
     for path, name in GAPS.items():
         yield Goal("identity", f"{path}/points", "<=", 3, f"identity gap, points: {name}")
-    yield Goal(READING, "share", ">=", 0.75, "rewrites read by hand: good")
+    yield Goal(READING, "share", ">=", 0.75, "rewrites read one by one: good")
 
 
 GOALS = tuple(_goals())
@@ -169,19 +169,21 @@ def read(folder: Path, bundle: str) -> dict[str, Result]:
                 raise ValueError(f"{path} has {good} good rewrites of {content['read']}")
             content["share"] = measured(share, [True] * good + [False] * bad)
         one = Result(path, content)
-        command = one.at("header/command") or one.at("command") or "read by hand"
+        command = one.at("header/command") or one.at("command") or "read one by one"
         made_on = one.at("header/model/bundle_hash") or bundle
         found[name] = replace(one, command=command, other=made_on if made_on != bundle else "")
     return found
 
 
 def told(value: Any) -> str:
-    """A value as the file has it, with its interval if it has one; None is a dash."""
+    """A value to four decimals, with its interval if it has one; None is a dash."""
     if isinstance(value, Mapping):
         bounds = ", ".join(told(bound) for bound in value.get("interval") or ())
         return told(value["value"]) + (f" [{bounds}]" if bounds else "")
     if value is None:
         return "-"
+    if isinstance(value, float):
+        value = round(value, 4)
     return value if isinstance(value, str) else json.dumps(value)
 
 

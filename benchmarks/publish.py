@@ -1,10 +1,11 @@
-"""The figures of the README and of the bundle's card, written from the result files.
+"""The figures of the README, of the results' page and of the bundle's card, from the result files.
 
     python -m benchmarks.publish [--check]
 
-The README gets a table for each question, between its lines `<!-- figures -->` and
-`<!-- /figures -->`. The goals, and what was reached, also go into the bundle: as a table into its
-card, and into its manifest as `metrics["reported"]`. Numbers are those of the files, to the digit.
+The goals, and what was reached, go between the lines `<!-- figures -->` and `<!-- /figures -->` of
+the README, and into the bundle: as a table into its card, and into its manifest as
+`metrics["reported"]`. A page beside the results, `README.md`, has a table for each question.
+Numbers are those of the files, to four decimals.
 
 What was measured on another bundle is shown as such. What counts stands in `benchmarks.goals`.
 """
@@ -12,6 +13,7 @@ What was measured on another bundle is shown as such. What counts stands in `ben
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +26,8 @@ from srllm_guard.errors import GuardError
 from srllm_guard.models.bundle import MANIFEST, Bundle, write_manifest
 
 BUNDLE = Path("srllm_guard/models/smollm2_135m")
+PAGE = "README.md"
+"""The page of all tables, in the folder of results."""
 MARKS = "<!-- figures -->", "<!-- /figures -->"
 PLACE = "\n".join(("## Reported figures", *MARKS, ""))
 """What a card gets that has no place for figures."""
@@ -183,21 +187,27 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str], str]] = {
 """Titles with the result, its table, and how to read it."""
 
 
-def figures(results: Mapping[str, Result], readme: Path) -> str:
+def goals(results: Mapping[str, Result], page: Path, readme: Path) -> str:
     """What stands between the marks of the README."""
-    links = {name: f"[{one.path.name}]({_link(one.path, readme)})" for name, one in results.items()}
+    links = {name: _linked(one.path, readme) for name, one in results.items()}
     used = [links[n] for n in dict.fromkeys(goal.result for goal in GOALS) if results[n].content]
     hand = results[READING]
     errors = "".join(f", {kind} {part.content}" for kind, part in hand.parts("errors"))
-    by_hand = f" By hand: {hand.at('good')} of {hand.at('read')} good{errors}."
-    note = MET + (by_hand if hand.content else "")
+    read = f" Read one by one: {hand.at('good')} of {hand.at('read')} good{errors}."
+    note = MET + (read if hand.content else "")
     source = " ".join(("`python -m benchmarks.publish`", ", ".join(used)))
-    parts = [f"### Goals\n\n{note}\n\n{goals_table(reached(results))}\n{source.strip()}\n"]
+    asked = "".join(f"- [{title}]({_link(page, readme)}#{_anchor(title)})\n" for title in SECTIONS)
+    return f"{note}\n\n{goals_table(reached(results))}\n{source.strip()}\n\nMore tables:\n\n{asked}"
+
+
+def figures(results: Mapping[str, Result], page: Path) -> str:
+    """The page with a table for each question."""
+    parts = ["# Figures\n\nWritten by `python -m benchmarks.publish` from the files beside it.\n"]
     for title, (name, body, note) in SECTIONS.items():
         one = results[name]
         other = f", on another bundle: {one.other[:12]}" if one.other else ""
-        text = f"{note}\n\n{body(one)}\n`{one.command}` {links[name]}{other}"
-        parts.append(f"### {title}\n\n{text if one.content else 'Not measured.'}\n")
+        text = f"{note}\n\n{body(one)}\n`{one.command}` {_linked(one.path, page)}{other}"
+        parts.append(f"## {title}\n\n{text if one.content else 'Not measured.'}\n")
     return "\n".join(parts)
 
 
@@ -221,8 +231,12 @@ def placed(text: str, inner: str, name: str) -> str:
     return f"{before}{begin}\n{inner.strip()}\n\n{end}{after}"
 
 
-def publish(results: Mapping[str, Result], readme: Path, bundle: Bundle, check: bool) -> list[Path]:
+def publish(
+    results: Mapping[str, Result], page: Path, readme: Path, bundle: Bundle, check: bool
+) -> list[Path]:
     """Write the figures; returns the files that changed, or that would where `check` is set.
+
+    `page` is the file of all tables, `readme` that of the goals.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -234,9 +248,11 @@ def publish(results: Mapping[str, Result], readme: Path, bundle: Bundle, check: 
     if MARKS[0] not in own:
         above, limits, below = own.partition("## Limits\n")
         own = f"{above.rstrip()}\n\n{PLACE}" + (f"\n{limits}{below}" if limits else "")
-    wanted = {readme: placed(readme.read_text("utf-8"), figures(results, readme), readme.name)}
+    inner = goals(results, page, readme)
+    wanted = {readme: placed(readme.read_text("utf-8"), inner, readme.name)}
+    wanted[page] = figures(results, page)
     wanted[path] = placed(own, card(found), "the bundle's README.md")
-    changed = [p for p, text in wanted.items() if p.read_text("utf-8") != text]
+    changed = [p for p, text in wanted.items() if not p.exists() or p.read_text("utf-8") != text]
     reported = {r.measure: {**r.figure, "command": r.command} for r in found if r.figure}
     manifest = bundle.manifest
     stale = manifest.metrics.get("reported") != reported
@@ -249,9 +265,18 @@ def publish(results: Mapping[str, Result], readme: Path, bundle: Bundle, check: 
     return [*changed, bundle.folder / MANIFEST] if stale else changed
 
 
-def _link(path: Path, readme: Path) -> str:
-    whole, root = path.resolve(), readme.resolve().parent
+def _linked(path: Path, page: Path) -> str:
+    return f"[{path.name}]({_link(path, page)})"
+
+
+def _link(path: Path, page: Path) -> str:
+    whole, root = path.resolve(), page.resolve().parent
     return (whole.relative_to(root) if whole.is_relative_to(root) else path).as_posix()
+
+
+def _anchor(title: str) -> str:
+    """The name that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -268,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         bundle = Bundle.load(args.bundle)
         results = read(args.results, bundle.hash)
-        changed = publish(results, args.readme, bundle, args.check)
+        changed = publish(results, args.results / PAGE, args.readme, bundle, args.check)
     except (GuardError, OSError, KeyError, ValueError) as error:
         print(f"benchmarks.publish: {error}", file=sys.stderr)
         return 1

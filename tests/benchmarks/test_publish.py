@@ -216,6 +216,7 @@ class Place:
             metrics={"dev": {"cmd": {"auroc": 0.9}}},
         )
         write_manifest(self.folder, manifest)
+        self.page = self.results / publish.PAGE
         self.card = self.folder / "README.md"
         self.card.write_text(OLD_CARD)
         self.hash = Bundle.load(self.folder).hash
@@ -230,7 +231,7 @@ class Place:
         return publish.main([*named, *options])
 
     def contents(self) -> list[str]:
-        return [p.read_text() for p in (self.readme, self.card, self.folder / MANIFEST)]
+        return [p.read_text() for p in (self.readme, self.page, self.card, self.folder / MANIFEST)]
 
     def reported(self) -> dict[str, Any]:
         found = Bundle.load(self.folder).manifest.metrics["reported"]
@@ -257,8 +258,8 @@ def row(text: str, begin: str) -> list[str]:
 
 
 def section(text: str, title: str) -> str:
-    """The part of the README whose title begins like that."""
-    return text.partition(f"### {title}")[2].partition("###")[0]
+    """The part of the page whose title begins like that."""
+    return text.partition(f"## {title}")[2].partition("## ")[0]
 
 
 TABLES: dict[str, Callable[[Any], object]] = {
@@ -276,9 +277,12 @@ def test_the_results_here_are_built_like_those_of_the_benchmarks(name: str) -> N
     assert TABLES[name](made("0")[name])
 
 
-def test_numbers_are_those_of_the_files_to_the_digit(full: Place) -> None:
+def test_numbers_are_those_of_the_files(full: Place) -> None:
+    results = made(full.hash)
+    results["stereoset"]["domains"]["gender"]["base"]["ss"] = figure(60.24096385542169)
+    full.put(results)
     assert full.publish() == 0
-    text = full.readme.read_text()
+    text = full.page.read_text()
     detected = row(section(text, "Does detection"), "authored test")
     assert detected[1:4] == ["120", "60", "0.9417 [0.9102, 0.9655]"]
     assert detected[-1] == "0.6783 [0.64, 0.71]"
@@ -302,13 +306,24 @@ def test_numbers_are_those_of_the_files_to_the_digit(full: Place) -> None:
 
 def test_each_table_has_its_command_and_links_its_file(full: Place) -> None:
     full.publish()
-    text = full.readme.read_text()
+    text = full.page.read_text()
     for name, content in made(full.hash).items():
-        link = f"[{name}.json](benchmarks/results/{name}.json)"
-        assert link in text
-        if name != "reading":
+        if name == "reading":
+            assert f"[{name}.json](benchmarks/results/{name}.json)" in full.readme.read_text()
+        else:
             command = content.get("header", content)["command"]
-            assert f"\n`{command}` {link}\n" in text
+            assert f"\n`{command}` [{name}.json]({name}.json)\n" in text
+
+
+def test_the_readme_leads_to_every_table(full: Place) -> None:
+    full.publish()
+    page = full.page.read_text()
+    anchors = re.findall(r"\(benchmarks/results/README\.md#(.*)\)", full.readme.read_text())
+    titles = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    assert titles == list(publish.SECTIONS)
+    assert len(anchors) == len(titles)
+    assert anchors[0] == "does-detection-tell-unsafe-from-safe"
+    assert anchors[5] == "does-tuning-make-stereotypes-likelier-stereoset"
 
 
 def test_goals_say_what_was_reached_and_whether_it_is_enough(full: Place) -> None:
@@ -338,7 +353,7 @@ def test_goals_say_what_was_reached_and_whether_it_is_enough(full: Place) -> Non
     }.items():
         assert row(text, measure)[1:] == rest
         assert row(full.card.read_text(), measure)[1:] == rest
-    good = row(text, "rewrites read by hand: good")
+    good = row(text, "rewrites read one by one: good")
     assert good[2].startswith("0.775 [0.")
     assert good[3] == "yes"
     assert "31 of 40 good, left 6, clumsy 3." in text
@@ -390,11 +405,11 @@ def test_publishing_again_changes_nothing(full: Place, capsys: pytest.CaptureFix
     assert full.publish("--check") == 0
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_a_check_finds_each_file_that_is_out_of_step_and_leaves_it(
     full: Place, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = (full.readme, full.card, full.folder / MANIFEST)[number]
+    path = (full.readme, full.card, full.page, full.folder / MANIFEST)[number]
     full.publish()
     assert path.read_text().count("0.8491") >= 1
     path.write_text(path.read_text().replace("0.8491", "0.8512"))
@@ -408,9 +423,10 @@ def test_a_check_finds_each_file_that_is_out_of_step_and_leaves_it(
 
 
 def test_a_check_before_the_first_publishing_writes_nothing(full: Place) -> None:
-    before = full.contents()
     assert full.publish("--check") == 1
-    assert full.contents() == before
+    assert full.readme.read_text() == README
+    assert full.card.read_text() == OLD_CARD
+    assert not full.page.exists()
 
 
 def test_a_new_result_puts_everything_out_of_step(full: Place) -> None:
@@ -426,9 +442,9 @@ def test_a_new_result_puts_everything_out_of_step(full: Place) -> None:
 def test_missing_results_are_told(place: Place) -> None:
     place.put({"startup": made(place.hash)["startup"]})
     assert place.publish() == 0
-    text = place.readme.read_text()
-    assert text.count("\nNot measured.\n") == len(publish.SECTIONS) - 1
-    assert row(text, "import srllm_guard")[1] == "0.008"
+    text, page = place.readme.read_text(), place.page.read_text()
+    assert page.count("\nNot measured.\n") == len(publish.SECTIONS) - 1
+    assert row(page, "import srllm_guard")[1] == "0.008"
     assert row(text, "edos: AUROC")[1:] == [">= 0.85", "not measured", "-"]
     assert row(text, "each, safe texts: flagged")[2] == "not measured"
     goals = re.findall(r"^\| .* \| [<>]=? \S+ \| (.*) \|$", text, re.MULTILINE)
@@ -441,12 +457,9 @@ def test_figures_of_another_bundle_are_shown_as_such_and_reach_no_goal(
 ) -> None:
     full.put({"detection": made("c" * 64)["detection"]})
     assert full.publish() == 0
-    text = full.readme.read_text()
-    assert (
-        "[detection.json](benchmarks/results/detection.json), on another bundle: cccccccccccc\n"
-        in text
-    )
-    assert row(text, "edos")[4] == "0.8491 [0.81, 0.88]"
+    text, page = full.readme.read_text(), full.page.read_text()
+    assert "[detection.json](detection.json), on another bundle: cccccccccccc\n" in page
+    assert row(page, "edos")[4] == "0.8491 [0.81, 0.88]"
     assert row(text, "edos: AUROC")[2:] == ["not measured", "-"]
     assert "edos: AUROC" not in full.reported()
     assert "sr_bias: similarity to the source" in full.reported()
@@ -461,7 +474,7 @@ def test_the_dev_split_reaches_no_goal_on_test(full: Place) -> None:
     assert row(text, measure)[2:] == ["not measured", "-"]
     assert measure not in full.reported()
     assert row(text, f"authored dev: unsafe share removed, by {JUDGE}")[3] == "yes"
-    assert "**authored dev**" in text
+    assert "**authored dev**" in full.page.read_text()
 
 
 @pytest.mark.parametrize(
