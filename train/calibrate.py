@@ -31,8 +31,8 @@ from srllm_guard.prompt import Prompt
 from srllm_guard.text.segments import segments
 from train import detection, evaluation
 from train.batching import by_length
+from train.epochs import Corpus
 from train.example import Example, labelled
-from train.finetune import Corpus, drawn
 from train.model import Model
 
 Floats = np.ndarray[Any, Any]
@@ -74,7 +74,7 @@ def calibrate(
         return labels.cpu(), spans.cpu()
 
     found = {
-        name: evaluation.judged(_batches(examples, prompt), judge)
+        name: evaluation.judged(evaluation.batches(examples, prompt, MOST), judge)
         for name, examples in corpus.dev.items()
         if examples
     }
@@ -86,17 +86,15 @@ def calibrate(
     calibration = Calibration(
         scale=scale,
         shift=shift,
-        temperatures=_temperatures(_batches(corpus.dev.get("cmd", []), prompt), judge),
+        temperatures=_temperatures(
+            evaluation.batches(corpus.dev.get("cmd", []), prompt, MOST), judge
+        ),
         threshold=threshold,
         release=min(threshold, _best_f1(mine, own.unsafe == 1, GRID)),
         span_threshold=_span_threshold(own),
         likelihood=likelihood,
     )
     return calibration, {name: judged.figures() for name, judged in found.items()}
-
-
-def _batches(examples: list[Example], prompt: Prompt) -> list[list[detection.Item]]:
-    return by_length(detection.items(drawn(examples, MOST, 0), prompt, 0, most=1), len, 2048, 0)
 
 
 def _platt(found: dict[str, evaluation.Judged]) -> tuple[float, float]:

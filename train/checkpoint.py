@@ -1,6 +1,6 @@
 """Checkpoints of a training run: files of tensors that are there whole or not at all.
 
-checkpoint.pt    where the run stands: weights, optimiser, random state, history
+checkpoint.pt    where the run stands: weights, optimiser, history
 best.pt          with early stopping: the weights of the best dev loss so far
 """
 
@@ -42,14 +42,11 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
     content: dict[str, Any] = {
         "weights": _trained(model),
         "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
         "progress": json.dumps(
             {"step": state.step, "best": state.best, "since_best": state.since_best}
         ),
         "history": json.dumps(state.history),
     }
-    if torch.cuda.is_available():
-        content["random_cuda"] = torch.cuda.get_rng_state()
     _write(folder / CHECKPOINT, content)
 
 
@@ -65,9 +62,6 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     content = _read(path)
     _load(content["weights"], model, path)
     optimizer.load_state_dict(content["optimizer"])
-    torch.set_rng_state(content["random"])
-    if "random_cuda" in content and torch.cuda.is_available():
-        torch.cuda.set_rng_state(content["random_cuda"])
     return Progress(**json.loads(content["progress"]), history=json.loads(content["history"]))
 
 

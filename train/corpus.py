@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from srllm_guard.errors import ConfigError
-from train import finetune, rewriting, sources
+from train import rewriting, sources
 from train.config import Config
+from train.epochs import Corpus
 from train.example import Example, labelled
 from train.schema import json_lines
 
@@ -30,7 +31,7 @@ EVALUATION = ("dev", "bench", "judge", "safe")
 """Folders of the data whose texts are for evaluation alone."""
 
 
-def corpus(config: Config, data: Path | None, authored: Path) -> finetune.Corpus:
+def corpus(config: Config, data: Path | None, authored: Path) -> Corpus:
     """Training and dev examples of every source that the configuration names.
 
     Training texts that also stand in a dev or test set, or in any other set of `data` that is for
@@ -61,7 +62,7 @@ def corpus(config: Config, data: Path | None, authored: Path) -> finetune.Corpus
         held += [example.text for example in sources.load(authored, "cmd", "test")]
     if data is not None:
         held += evaluation_texts(data)
-    return finetune.Corpus(
+    return Corpus(
         {k: sources.without(v, held) for k, v in train.items()},
         dev,
         [] if data is None else ordinary(data),

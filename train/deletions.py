@@ -24,9 +24,9 @@ from srllm_guard.trim import trims
 from srllm_guard.verify import faults
 from train import kept
 from train.config import Config
-from train.finetune import ALONE, Corpus
+from train.epochs import Corpus
 from train.rewriting import Pair, new, pairs
-from train.team import Team
+from train.team import ALONE, Team
 
 MOST = 4
 """Ways of cutting a segment that are compared."""

@@ -15,9 +15,9 @@ from srllm_guard.errors import ConfigError
 from srllm_guard.models.bundle import Bundle
 from train import kept
 from train.config import Config
+from train.epochs import Corpus, pools
 from train.example import Span, apart
-from train.finetune import ALONE, Corpus, pools
-from train.team import Team
+from train.team import ALONE, Team
 
 AT_ONCE = 256
 """Texts that are judged between two writes to the disk."""

@@ -20,6 +20,7 @@ from srllm_guard.labels import UNSAFE
 from srllm_guard.prompt import Prompt
 from train import detection
 from train.batching import by_length
+from train.epochs import drawn
 from train.example import Example
 from train.sources import Options, load
 
@@ -103,14 +104,15 @@ def dev_sets(
     data: Path, authored: Path, prompt: Prompt, *, most: int = 1500
 ) -> Iterator[tuple[str, list[list[detection.Item]]]]:
     """Batches of every dev set that has labels, one example a window; at most `most` examples."""
-    yield "authored", _batches(load(authored, "cmd", "dev"), prompt, most)
+    yield "authored", batches(load(authored, "cmd", "dev"), prompt, most)
     for source in PUBLIC:
         if (data / "train" / f"{source}.jsonl").is_file():
             # Without what `edos` calls not sexist that set has one class, and no figures.
             examples = load(data, source, "dev", Options(edos_negatives=True))
-            yield source, _batches(examples, prompt, most)
+            yield source, batches(examples, prompt, most)
 
 
-def _batches(examples: list[Example], prompt: Prompt, most: int) -> list[list[detection.Item]]:
-    items = detection.items(examples[:most], prompt, seed=0, most=1)
+def batches(examples: list[Example], prompt: Prompt, most: int = 0) -> list[list[detection.Item]]:
+    """Batches of at most `most` examples, one a window; 0 takes all."""
+    items = detection.items(drawn(examples, most, 0), prompt, seed=0, most=1)
     return by_length(items, len, tokens=2048, seed=0)

@@ -1,8 +1,7 @@
 """Joint training of the adapter and the heads, with checkpoints and exact resume.
 
-A step is one batch of pairs to rewrite and the share of detection batches that goes with it. What a
-step sees depends on the seed and its number alone, so a run that was killed goes on from its last
-checkpoint as if nothing had happened.
+What a step sees and drops depends on the seed and its number alone (see `train.epochs`), so a run
+that was killed goes on from its last checkpoint as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,91 +21,11 @@ from srllm_guard.prompt import Prompt
 from train import checkpoint, detection, rewriting
 from train.batching import by_length
 from train.config import Config, Training
-from train.example import Example, Span
+from train.epochs import Corpus, Step, epoch
 from train.model import Model, has_bf16, optimizer
-from train.team import Team
+from train.team import ALONE, Team
 
 T = TypeVar("T")
-
-ALONE = Team()
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """Examples of each source, for training and for the dev losses."""
-
-    train: dict[str, list[Example]]
-    dev: dict[str, list[Example]]
-    ordinary: list[str] = field(default_factory=list)
-    """Safe prose that is read for the threshold alone."""
-    deletions: list[rewriting.Pair] = field(default_factory=list)
-    """Pairs that `train.deletions` made of the training examples."""
-    detected: dict[str, tuple[Span, ...]] = field(default_factory=dict)
-    """Spans that `train.detected` found in training examples, by text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The batches of one step."""
-
-    rewriting: list[rewriting.Item]
-    detection: list[list[detection.Item]]
-
-
-def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[Step]:
-    """The steps of one epoch, drawn from the seed and the epoch's number."""
-    settings = config.training
-    seed = settings.seed * 1000 + number
-    drawn_ = pools(corpus, config, number)
-    share, draw = config.data.detected_marks, random.Random(seed)
-    pairs = rewriting.items(
-        [
-            replace(each, spans=spans) if spans and draw.random() < share else each
-            for part in drawn_.values()
-            for each in part
-            for spans in [corpus.detected.get(each.text)]
-        ],
-        prompt,
-        seed,
-        noisy=config.data.noisy_marks,
-        most_new=config.data.most_new,
-        nearest=config.data.nearest,
-        more=corpus.deletions,
-    )
-    own = [each for each in drawn_.get("cmd", []) if each.safe]  # variations have none
-    pairs += rewriting.copies(own, prompt, seed, config.data.copies)
-    pairs = [item for item in pairs if len(item) <= settings.max_length]
-    judged: list[Example] = []
-    for name, most in config.data.detection.items():
-        judged += drawn(corpus.train[name], most, seed)
-    windows = detection.items(judged, prompt, seed)
-    own = corpus.train["cmd"] if "cmd" in config.data.detection else []
-    for turn in range(1, config.data.authored_turns):
-        windows += detection.items(own, prompt, seed + turn)
-    windows = [item for item in windows if len(item) <= settings.max_length]
-    left = by_length(pairs, len, settings.rewriting_tokens, seed)
-    right = by_length(windows, len, settings.detection_tokens, seed)
-    count = len(left) or len(right)
-    bounds = [round(len(right) * n / max(count, 1)) for n in range(count + 1)]
-    return [
-        Step(left[n] if n < len(left) else [], right[bounds[n] : bounds[n + 1]])
-        for n in range(count)
-    ]
-
-
-def pools(corpus: Corpus, config: Config, number: int) -> dict[str, list[Example]]:
-    """The examples of each source whose pairs an epoch teaches."""
-    seed = config.training.seed * 1000 + number
-    return {
-        name: drawn(corpus.train[name], most, seed) for name, most in config.data.rewriting.items()
-    }
-
-
-def drawn(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
-    """At most `most` examples, drawn with `seed`; 0 takes all."""
-    if not most or most >= len(examples):
-        return list(examples)
-    return random.Random(seed).sample(examples, most)
 
 
 def train(
@@ -151,7 +69,7 @@ def train(
         factor = _schedule(number, total, settings.warmup, settings.schedule)
         for group, rate in zip(optim.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        row = _one_step(model, step, device, team, settings.unlikelihood)
+        row = _one_step(model, step, (settings.seed, number), device, team, settings.unlikelihood)
         team.add_gradients(_trainable(model))
         torch.nn.utils.clip_grad_norm_(_trainable(model), settings.max_grad_norm)
         optim.step()
@@ -212,9 +130,17 @@ def _marking_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
 
 
 def _one_step(
-    model: Model, step: Step, device: torch.device, team: Team, unlikelihood: float
+    model: Model,
+    step: Step,
+    place: tuple[int, int],
+    device: torch.device,
+    team: Team,
+    unlikelihood: float,
 ) -> dict[str, float]:
-    """Forward and backward of this process's part of a step; gradients are left on the model."""
+    """Forward and backward of this process's part of a step; gradients are left on the model.
+
+    `place`, the seed and the step's number, says what dropout drops, whoever does a job.
+    """
     row: dict[str, float] = {}
     layers = model.language.config.num_hidden_layers
     jobs: list[list[Any]] = [*([step.rewriting] if step.rewriting else []), *step.detection]
@@ -222,7 +148,8 @@ def _one_step(
         _padded(job) * (layers if isinstance(job[0], rewriting.Item) else model.layer)
         for job in jobs
     ]
-    for items in team.mine(jobs, costs):
+    for job, items in team.mine(list(enumerate(jobs)), costs):
+        torch.manual_seed(hash((*place, job)))
         if isinstance(items[0], rewriting.Item):
             with precision(device):
                 loss = model.rewriting_loss(_moved(rewriting.collate(items), device), unlikelihood)

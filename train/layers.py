@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
 from srllm_guard.engines.heads import DetectionHeads, HeadsConfig
 from srllm_guard.prompt import Prompt
+from srllm_guard.runtime import tokenizer
 from train import detection, evaluation, sources
 from train.batching import by_length
 
@@ -108,7 +108,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = AutoModel.from_pretrained(args.base, dtype=torch.float32).eval()
-    prompt = Prompt(Tokenizer.from_file(str(args.base / "tokenizer.json")), "chatml-1")
+    prompt = Prompt(tokenizer(args.base), "chatml-1")
     examples = sources.load(args.authored, "cmd", "train")
     for source in evaluation.PUBLIC:
         found = sources.load(args.data, source, "train")

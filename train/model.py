@@ -36,7 +36,7 @@ class Model(nn.Module):
     def with_heads(self, heads: DetectionHeads, layer: int) -> Model:
         """The same language model with other heads, on another layer."""
         model = Model(self.language, heads.config, layer)
-        model.heads = heads
+        model.heads = heads.to(next(self.heads.parameters()).device)
         return model
 
     def freeze_detection(self) -> None:
@@ -116,10 +116,10 @@ def build(config: Config, base: Path) -> Model:
     return Model(get_peft_model(language, lora), heads, config.heads.layer)
 
 
-def load(config: Config, bundle: Bundle, base: Path) -> Model:
+def load(config: Config, bundle: Bundle, base: Path, *, grow: bool = False) -> Model:
     """The model of a bundle, to train further or to calibrate anew.
 
-    An adapter of a smaller rank is grown to that of `config`; the model says the same.
+    Where it may `grow`, an adapter of a smaller rank gets that of `config`, and says the same.
 
     Raises:
         ConfigError: the bundle has another base or prompt, or an adapter of another shape.
@@ -135,11 +135,12 @@ def load(config: Config, bundle: Bundle, base: Path) -> Model:
         )
     shape = json.loads((bundle.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     rank, alpha = shape["r"], shape["lora_alpha"]
-    if rank > config.lora.r or alpha * config.lora.r != config.lora.alpha * rank:
+    fits = rank == config.lora.r or (grow and rank < config.lora.r)
+    if not fits or alpha * config.lora.r != config.lora.alpha * rank:
         raise ConfigError(
             f"The adapter of {bundle.folder.name} has rank {rank} and alpha {alpha}, [lora] of "
             f"{config.name} {config.lora.r} and {config.lora.alpha}.",
-            hint="Use its rank or a larger one, and the same ratio of alpha to rank.",
+            hint="Use its rank (to train further, or a larger one), and its ratio of alpha to it.",
         )
     model = build(config, base)
     # PEFT starts `B` at zero, so the columns that an adapter of smaller rank lacks change nothing.

@@ -12,12 +12,11 @@ import logging
 import sys
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from srllm_guard.errors import GuardError
 from srllm_guard.models.bundle import Bundle
 from srllm_guard.models.store import find_base
 from srllm_guard.prompt import Prompt
+from srllm_guard.runtime import tokenizer
 from train.calibrate import calibrate
 from train.config import Config
 from train.corpus import corpus
@@ -35,13 +34,13 @@ def recalibrate(
     """Write the bundle in `folder` again with a calibration fitted on the dev splits.
 
     Raises:
-        GuardError: the bundle, its base or the data cannot be used.
+        GuardError: the bundle, its base or the data cannot be used, or [lora] is not the bundle's.
         SchemaError: a row of the data is not as it should be.
     """
     bundle = Bundle.load(folder)
     weights = find_base(config.base, base)
     model = load(config, bundle, weights)
-    prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
+    prompt = Prompt(tokenizer(weights), config.prompt)
     found = corpus(config, data, authored)
     calibration, metrics = calibrate(model, prompt, found, config.likelihood)
     write_bundle(folder, model, config, calibration, metrics, bundle.manifest.training)

@@ -24,8 +24,9 @@ from srllm_guard.prompt import Prompt
 from train import detection
 from train.batching import by_length
 from train.config import Config, Refit
-from train.evaluation import Judge, judged
-from train.finetune import Corpus, drawn, precision
+from train.epochs import Corpus, drawn
+from train.evaluation import Judge, batches, judged
+from train.finetune import precision
 from train.model import Model
 
 log = logging.getLogger("train")
@@ -77,7 +78,7 @@ def fitted(
         )
     trunk = Trunk(model.language.get_base_model().model, max(layers))
     train = [see(trunk, group, layers) for group in tqdm(by_length(items, len, TOKENS, seed))]
-    own = by_length(detection.items(corpus.dev.get("cmd", []), prompt, 0, most=1), len, TOKENS, 0)
+    own = batches(corpus.dev.get("cmd", []), prompt)
     heads = {layer: DetectionHeads(model.heads.config) for layer in layers}
     optimizers = {
         layer: torch.optim.AdamW(each.parameters(), lr=settings.lr, weight_decay=0.05)

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from srllm_guard.errors import ConfigError, GuardError
 from srllm_guard.models.bundle import Bundle
 from srllm_guard.models.store import find_base
 from srllm_guard.prompt import Prompt
+from srllm_guard.runtime import tokenizer
 from train import finetune
 from train.calibrate import calibrate
 from train.config import Config
@@ -100,17 +100,18 @@ def run(
     weights = find_base(config.base, base)
     torch.manual_seed(config.training.seed)
     first = None if start is None else Bundle.load(start)
-    model = build(config, weights) if first is None else load(config, first, weights)
-    if config.training.rewriting_only and (config.refit or model.layer != config.heads.layer):
+    model = build(config, weights) if first is None else load(config, first, weights, grow=True)
+    other = model.layer != config.heads.layer
+    if config.training.rewriting_only and (config.refit or config.data.detection or other):
         raise ConfigError(
             f"{config.name} trains rewriting only, and fits detection anew.",
-            hint="Leave [refit] out, and keep the layer of the bundle's heads.",
+            hint="Leave [refit] and [data.detection] out, and keep the layer of the heads.",
         )
     if model.layer != config.heads.layer:
         model = model.with_heads(model.heads, config.heads.layer)
     if torch.cuda.is_available():
         model.to("cuda")
-    prompt = Prompt(Tokenizer.from_file(str(weights / "tokenizer.json")), config.prompt)
+    prompt = Prompt(tokenizer(weights), config.prompt)
     found = corpus(config, data, authored)
     made_of = origin(config, data, authored, None if first is None else first.hash)
     team = Team.join()

@@ -5,7 +5,8 @@ Started by torchrun, with one process for each core:
     torchrun --nproc-per-node 2 -m train.run CONFIG --data DATA --out RUN --threads 1
 
 On a small CPU two processes of one thread do twice the work of one, which two threads of one
-process do not. What a step sees, and so the result but for rounding, is as with one process.
+process do not. What a step sees and drops, and so the result but for rounding, is as with one
+process.
 """
 
 from __future__ import annotations
@@ -92,3 +93,7 @@ class Team:
         """Part; only the one that leads goes on."""
         if self.size > 1:
             distributed.destroy_process_group()
+
+
+ALONE = Team()
+"""A process by itself."""

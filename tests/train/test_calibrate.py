@@ -10,7 +10,7 @@ from srllm_guard.detector import WINDOW
 from srllm_guard.errors import ConfigError
 from srllm_guard.labels import CATEGORIES, LABELS, N_LOGITS, SLICES, UNSAFE
 from srllm_guard.prompt import Prompt
-from train import calibrate, detection, evaluation, finetune
+from train import calibrate, detection, epochs, evaluation
 from train.batching import by_length
 from train.config import Config
 from train.model import build
@@ -162,7 +162,7 @@ def test_nothing_judged_gives_empty_figures() -> None:
 
 def test_calibrate_needs_dev_examples(config: Config, base: Path, prompt: Prompt) -> None:
     with pytest.raises(ConfigError, match="no dev examples"):
-        calibrate.calibrate(build(config, base), prompt, finetune.Corpus({}, {"cmd": []}))
+        calibrate.calibrate(build(config, base), prompt, epochs.Corpus({}, {"cmd": []}))
 
 
 def test_dev_sets_name_the_public_sets_that_are_there(

@@ -12,7 +12,7 @@ from srllm_guard import Guard
 from srllm_guard.errors import ConfigError
 from srllm_guard.prompt import Prompt
 from tests.train.conftest import CONFIG
-from train import finetune
+from train import epochs
 from train.config import Config
 from train.corpus import corpus
 from train.detected import detected
@@ -58,11 +58,11 @@ def test_marks_are_those_that_the_guard_finds(
     assert kept.read_bytes() == before
 
     odd: dict[str, tuple[Span, ...]] = {e.text: ((0, 3, "bias"),) for e in unsafe}
-    plain = finetune.epoch(made, prompt, config, 0)
-    taught = finetune.epoch(replace(made, detected=odd), prompt, config, 0)
+    plain = epochs.epoch(made, prompt, config, 0)
+    taught = epochs.epoch(replace(made, detected=odd), prompt, config, 0)
     assert plain != taught
     none = replace(config, data=replace(config.data, detected_marks=0.0))
-    assert finetune.epoch(replace(made, detected=odd), prompt, none, 0) == plain
+    assert epochs.epoch(replace(made, detected=odd), prompt, none, 0) == plain
 
 
 def test_marks_need_a_bundle(base: Path, authored: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from srllm_guard.errors import ConfigError
 from srllm_guard.prompt import Prompt
-from train import checkpoint, finetune, rewriting
+from train import checkpoint, epochs, finetune, rewriting
 from train.config import Config
 from train.corpus import corpus, variations
 from train.model import Model, build, optimizer
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def found(authored: Path, tmp_path_factory: pytest.TempPathFactory) -> finetune.Corpus:
+def found(authored: Path, tmp_path_factory: pytest.TempPathFactory) -> epochs.Corpus:
     from tests.train.conftest import CONFIG
 
     path = tmp_path_factory.mktemp("config") / "tiny.toml"
@@ -56,7 +56,7 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 
 def test_the_losses_go_down_and_only_adapter_and_heads_change(
-    config: Config, base: Path, found: finetune.Corpus, prompt: Prompt, tmp_path: Path
+    config: Config, base: Path, found: epochs.Corpus, prompt: Prompt, tmp_path: Path
 ) -> None:
     config = changed(config, epochs=6)
     model = fresh(config, base)
@@ -78,7 +78,7 @@ def test_the_losses_go_down_and_only_adapter_and_heads_change(
 
 
 def test_unlikelihood_is_that_of_copying_on(
-    config: Config, base: Path, found: finetune.Corpus, prompt: Prompt
+    config: Config, base: Path, found: epochs.Corpus, prompt: Prompt
 ) -> None:
     model = fresh(config, base).eval()
     batch = rewriting.collate(rewriting.items(found.train["cmd"], prompt, 0)[:4])
@@ -94,15 +94,13 @@ def test_unlikelihood_is_that_of_copying_on(
 
 
 def test_variations_are_not_taught_to_be_copied(
-    config: Config, found: finetune.Corpus, prompt: Prompt
+    config: Config, found: epochs.Corpus, prompt: Prompt
 ) -> None:
     data = replace(config.data, copies=1.0, detection={})
     own = found.train["cmd"]
     more = replace(found, train={"cmd": own + variations(own)})
     assert len(more.train["cmd"]) > len(own)
-    before, after = (
-        finetune.epoch(c, prompt, replace(config, data=data), 0) for c in (found, more)
-    )
+    before, after = (epochs.epoch(c, prompt, replace(config, data=data), 0) for c in (found, more))
     assert [step.rewriting for step in after] == [step.rewriting for step in before]
 
 
@@ -168,7 +166,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 @pytest.mark.skipif(os.name != "posix", reason="limits of the operating system")
 def test_a_full_disk_leaves_the_last_whole_checkpoint(
-    config: Config, base: Path, found: finetune.Corpus, prompt: Prompt, tmp_path: Path
+    config: Config, base: Path, found: epochs.Corpus, prompt: Prompt, tmp_path: Path
 ) -> None:
     model = fresh(config, base)
     optim = optimizer(model, config)
@@ -210,7 +208,7 @@ def test_a_checkpoint_without_later_additions_is_read(
 ) -> None:
     model = fresh(config, base)
     optim = optimizer(model, config)
-    keys = {"weights", "optimizer", "random", "progress", "history"}
+    keys = {"weights", "optimizer", "progress", "history"}
     state = checkpoint.Progress(7, 1.5, 2, [{"step": 0, "rewriting": 2.0}])
     checkpoint.save(tmp_path, model, optim, state)
     path = tmp_path / checkpoint.CHECKPOINT
@@ -221,7 +219,7 @@ def test_a_checkpoint_without_later_additions_is_read(
 
 
 def test_early_stopping_keeps_the_best_weights(
-    config: Config, base: Path, found: finetune.Corpus, prompt: Prompt, tmp_path: Path
+    config: Config, base: Path, found: epochs.Corpus, prompt: Prompt, tmp_path: Path
 ) -> None:
     # A learning rate that soon makes it worse, and dev losses at every step.
     wild = replace(changed(config, epochs=30, lr=0.2, patience=3, evaluate_every=1, warmup=0.1))
@@ -242,7 +240,7 @@ def test_early_stopping_keeps_the_best_weights(
 
 
 def test_without_patience_the_last_weights_stay(
-    config: Config, base: Path, found: finetune.Corpus, prompt: Prompt, tmp_path: Path
+    config: Config, base: Path, found: epochs.Corpus, prompt: Prompt, tmp_path: Path
 ) -> None:
     # At which step a wild run gets worse hangs on the processor's arithmetic.
     for stop in range(2, 10):
@@ -259,12 +257,12 @@ def test_without_patience_the_last_weights_stay(
 
 
 def test_a_shorter_last_epoch_still_ends_with_a_checkpoint(
-    config: Config, base: Path, found: finetune.Corpus, prompt: Prompt, tmp_path: Path
+    config: Config, base: Path, found: epochs.Corpus, prompt: Prompt, tmp_path: Path
 ) -> None:
     config = replace(config, data=replace(config.data, rewriting={"cmd": 12}))
     for seed in range(100):
         short = changed(config, epochs=2, rewriting_tokens=700, save_every=100, seed=seed)
-        sizes = [len(finetune.epoch(found, prompt, short, number)) for number in (0, 1)]
+        sizes = [len(epochs.epoch(found, prompt, short, number)) for number in (0, 1)]
         if sizes[1] < sizes[0]:
             break
     else:
@@ -279,30 +277,30 @@ def test_a_shorter_last_epoch_still_ends_with_a_checkpoint(
 
 
 def test_detection_alone_can_be_trained(
-    config: Config, base: Path, found: finetune.Corpus, prompt: Prompt, tmp_path: Path
+    config: Config, base: Path, found: epochs.Corpus, prompt: Prompt, tmp_path: Path
 ) -> None:
     config = replace(config, data=replace(config.data, rewriting={}))
-    steps = finetune.epoch(found, prompt, config, 0)
+    steps = epochs.epoch(found, prompt, config, 0)
     assert all(not step.rewriting and len(step.detection) == 1 for step in steps)
-    held = finetune.Corpus(found.train, {"cmd": []})
+    held = epochs.Corpus(found.train, {"cmd": []})
     history = finetune.train(fresh(config, base), held, prompt, changed(config, epochs=1), tmp_path)
     assert len(history) == len(steps)
 
 
 def test_nothing_to_train_on_is_an_error(
-    config: Config, base: Path, found: finetune.Corpus, prompt: Prompt, tmp_path: Path
+    config: Config, base: Path, found: epochs.Corpus, prompt: Prompt, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="no training examples"):
         finetune.train(fresh(config, base), found, prompt, changed(config, max_length=3), tmp_path)
 
 
 def test_every_step_is_drawn_from_the_seed(
-    config: Config, found: finetune.Corpus, prompt: Prompt
+    config: Config, found: epochs.Corpus, prompt: Prompt
 ) -> None:
-    def drawn(seed: int, number: int) -> list[finetune.Step]:
-        return finetune.epoch(found, prompt, changed(config, seed=seed), number)
+    def drawn(seed: int, number: int) -> list[epochs.Step]:
+        return epochs.epoch(found, prompt, changed(config, seed=seed), number)
 
-    def prompts(steps: list[finetune.Step]) -> list[Any]:
+    def prompts(steps: list[epochs.Step]) -> list[Any]:
         return [[item.prompt for item in step.rewriting] for step in steps]
 
     assert prompts(drawn(3, 1)) == prompts(drawn(3, 1))

@@ -239,7 +239,12 @@ def test_a_run_can_start_from_a_bundle(
 
 
 @pytest.mark.parametrize(
-    "change", [("layer = 2", "layer = 1"), ("seed = 3", "seed = 3\n[refit]\nlayer = 2")]
+    "change",
+    [
+        ("layer = 2", "layer = 1"),
+        ("seed = 3", "seed = 3\n[refit]\nlayer = 2"),
+        ("[data.rewriting]", "[data.detection]\ncmd = 0\n[data.rewriting]"),
+    ],
 )
 def test_training_of_rewriting_alone_leaves_detection_as_it_is(
     change: tuple[str, str],
@@ -250,9 +255,8 @@ def test_training_of_rewriting_alone_leaves_detection_as_it_is(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = tmp_path / "tiny.toml"
-    path.write_text(
-        CONFIG.replace("epochs = 4", "epochs = 4\nrewriting_only = true").replace(*change)
-    )
+    alone = CONFIG.replace("[data.detection]\ncmd = 0\n", "")
+    path.write_text(alone.replace("seed = 3", "rewriting_only = true\nseed = 3").replace(*change))
     arguments = [str(path), "--base", str(base), "--authored", str(authored), "--threads", "1"]
     start = ["--from-bundle", str(out / "bundle")]
     assert main([*arguments, *start, "--out", str(tmp_path / "more")]) == 1
@@ -348,7 +352,7 @@ def test_an_adapter_grows_and_says_the_same(out: Path, base: Path, tmp_path: Pat
     wide = replace(config, lora=replace(config.lora, r=20, alpha=40))
     bundle = Bundle.load(out / "bundle")
     ids = torch.arange(5, 29).reshape(2, 12)
-    one, grown = (load_model(each, bundle, base).eval() for each in (config, wide))
+    one, grown = (load_model(each, bundle, base, grow=True).eval() for each in (config, wide))
     with torch.no_grad():
         expected = one.language(input_ids=ids).logits
         torch.testing.assert_close(grown.language(input_ids=ids).logits, expected)
@@ -359,6 +363,8 @@ def test_an_adapter_grows_and_says_the_same(out: Path, base: Path, tmp_path: Pat
     assert down.shape[0] == up.shape[1] == 20
     assert down[8:].abs().max() > 0  # or the new part would learn nothing
     assert not up[:, 8:].any()
+    with pytest.raises(ConfigError, match="rank 8"):
+        load_model(wide, bundle, base)
 
 
 def test_an_adapter_of_another_scale_is_refused(out: Path, base: Path, tmp_path: Path) -> None:

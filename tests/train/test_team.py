@@ -28,8 +28,7 @@ def test_each_job_goes_to_one_process_and_the_work_is_even() -> None:
 
 def test_two_processes_learn_what_one_learns(base: Path, authored: Path, tmp_path: Path) -> None:
     config = tmp_path / "tiny.toml"
-    # Dropout draws from each process's own stream.
-    config.write_text(CONFIG.replace("dropout = 0.1", "dropout = 0.0").replace("s = 4", "s = 1"))
+    config.write_text(CONFIG.replace("s = 4", "s = 1"))
     arguments = [str(config), "--base", str(base), "--authored", str(authored), "--threads", "1"]
     assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
     launch = [
@@ -52,7 +51,7 @@ def test_two_processes_learn_what_one_learns(base: Path, authored: Path, tmp_pat
     # closely, single weights do not.
     histories = (json.loads(run["history"]) for run in (one, two))
     for left, right in zip(*histories, strict=True):
-        assert left == pytest.approx(right, rel=0.15), left["step"]
+        assert left == pytest.approx(right, rel=0.03), left["step"]
     apart = [(value - two["weights"][name]).abs().mean() for name, value in one["weights"].items()]
     assert float(torch.stack(apart).mean()) < 1e-3
 
