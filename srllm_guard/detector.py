@@ -49,10 +49,21 @@ class Verdict:
     spans: tuple[Span, ...]
     """The phrases that are most likely unsafe, at offsets of the whole text. Always at least one,
     so that a segment which a strict policy flags says where."""
+    weaker: tuple[Span, ...] = ()
+    """Other phrases that reach the threshold, but are far less likely than the surest one: they are
+    not marked, and nothing that lies elsewhere excuses them."""
 
     def moved(self, by: int) -> Verdict:
         """The verdict where the text that it speaks of begins `by` characters later."""
-        return replace(self, spans=moved(self.spans, by))
+        return replace(self, spans=moved(self.spans, by), weaker=moved(self.weaker, by))
+
+    def with_weaker(self) -> Verdict:
+        """The verdict with the weaker phrases marked as well."""
+        spans = list(self.spans)
+        for span in self.weaker:
+            if _is_apart(span, spans):
+                spans.append(span)
+        return replace(self, spans=_in_order(spans), weaker=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +162,11 @@ class Detector:
             return verdict
         # Of equal ones the first: the plain view counts before the folded one.
         worse, less = (verdict, other) if verdict.score > other.score else (other, verdict)
-        spans = list(worse.spans)
+        spans, weaker = list(worse.spans), [*worse.weaker, *less.weaker]
         for span in less.spans:
-            apart = all(span.end <= s.start or s.end <= span.start for s in spans)
-            if apart and span.score >= self._calibration.span_threshold:
-                spans.append(span)
-        return replace(worse, spans=tuple(sorted(spans, key=lambda span: span.start)))
+            if span.score >= self._calibration.span_threshold:
+                (spans if _is_apart(span, spans) else weaker).append(span)
+        return replace(worse, spans=_in_order(spans), weaker=tuple(weaker))
 
     def _verdict(
         self,
@@ -179,7 +189,15 @@ class Detector:
         }
         ranges = [piece.ranges[n] for n in tokens]
         spans = _spans(text, segment, ranges, scores.spans[tokens], calibration.span_threshold)
-        return Verdict(round(float(score), DIGITS), labels, spans)
+        return Verdict(round(float(score), DIGITS), labels, *spans)
+
+
+def _is_apart(span: Span, others: Iterable[Span]) -> bool:
+    return all(span.end <= other.start or other.end <= span.start for other in others)
+
+
+def _in_order(spans: Iterable[Span]) -> tuple[Span, ...]:
+    return tuple(sorted(spans, key=lambda span: span.start))
 
 
 def moved(spans: Iterable[Span], by: int) -> tuple[Span, ...]:
@@ -287,11 +305,11 @@ def _fitting(
 
 def _spans(
     text: str, segment: Segment, ranges: Sequence[Range], logits: Floats, threshold: float
-) -> tuple[Span, ...]:
+) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
     """Runs of tokens that are likely unsafe, grown to whole words within their segment.
 
-    Those that are far less likely than the surest one are left out. `ranges` and `logits` are those
-    of the segment's tokens.
+    Those that are far less likely than the surest one come apart, if they reach the threshold.
+    `ranges` and `logits` are those of the segment's tokens.
     """
     chances = _sigmoid(logits.astype(np.float64))  # [tokens, categories]
     peak = chances.max(-1)
@@ -311,8 +329,9 @@ def _spans(
             start, end, score = last.start, max(end, last.end), max(score, last.score)
         if start < end:
             found.append(Span(start, end, category, score))
-    surest = max((span.score for span in found), default=0.0)
-    return tuple(span for span in found if span.score >= SURE * surest)
+    least = SURE * max((span.score for span in found), default=0.0)
+    sure = tuple(span for span in found if span.score >= least)
+    return sure, tuple(span for span in found if threshold <= span.score < least)
 
 
 def _whole_words(text: str, segment: Segment, start: int, end: int) -> Range:

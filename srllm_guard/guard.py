@@ -266,7 +266,7 @@ class Guard(MiddlewareVerbs):
         calls = self._open()
         if format == "text":
             return [draft.detection for draft in self._moderator.judge(texts, calls)]
-        from srllm_guard.structure.moderate import detection
+        from srllm_guard.structure.merged import detection
 
         documents = _documents(texts, format)
         drafts = iter(self._moderator.judge(_prose(documents), calls))
@@ -279,7 +279,7 @@ class Guard(MiddlewareVerbs):
         calls = self._open()
         if format == "text":
             return self._moderate(texts, calls)
-        from srllm_guard.structure.moderate import moderation
+        from srllm_guard.structure.merged import moderation
 
         documents = _documents(texts, format)
         fits = [partial(document.fits, n) for document in documents for n in document.judged]

@@ -50,7 +50,7 @@ class Moderator:
         )
 
     def judge(self, texts: Sequence[str], calls: Calls) -> list[Draft]:
-        """Segment and judge texts; of a text in another language, its English sentences alone.
+        """Segment and judge texts; of a text in another language, what may be English alone.
 
         Raises:
             EngineError: the engine failed or missed the deadline.
@@ -62,7 +62,8 @@ class Moderator:
         ]
         judged = self._detector.judge(list(zip(texts, prose, strict=True)), calls.detect)
         drafts = []
-        for text, parts, verdicts, found in zip(texts, prose, judged, languages, strict=True):
+        for text, parts, heard, found in zip(texts, prose, judged, languages, strict=True):
+            verdicts = self._marked(text, heard)
             flags = self._flags(text, verdicts)
             drafts.append(Draft(text, parts, tuple(verdicts), tuple(flags), found))
         return drafts
@@ -88,7 +89,7 @@ class Moderator:
         known = len(draft.segments)
         run = calls.detect
         judged = self._detector.judge([(text, parts)], run, known=known)[0] if more else []
-        verdicts = judged[known:]
+        verdicts = self._marked(text, judged[known:])
         flags = self._flags(text, verdicts)
         return replace(
             draft,
@@ -157,10 +158,17 @@ class Moderator:
     def _from(self, least: float, text: str, verdicts: Sequence[Verdict]) -> list[bool]:
         flags = [self._unsafe(verdict, least) for verdict in verdicts]
         if self._policy.protect_quotations and any(flags):
-            quoted = [part for part in protected(text, quotations=True) if part.kind == "quotation"]
+            quoted = _quotations(text)
             pairs = zip(verdicts, flags, strict=True)
-            return [flag and not _within(verdict.spans, quoted) for verdict, flag in pairs]
+            return [flag and not _within((*v.spans, *v.weaker), quoted) for v, flag in pairs]
         return flags
+
+    def _marked(self, text: str, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """The verdicts; where all that they mark stays, what is less sure is marked as well."""
+        if self._policy.protect_quotations and any(verdict.weaker for verdict in verdicts):
+            quoted = _quotations(text)
+            return [v.with_weaker() if _within(v.spans, quoted) else v for v in verdicts]
+        return list(verdicts)
 
     def _unsafe(self, verdict: Verdict, least: float) -> bool:
         return verdict.score >= least or any(
@@ -280,8 +288,15 @@ class Moderator:
 
 
 def _readable(text: str, segment: Segment, found: Language) -> bool:
-    """Whether the model was validated for a segment; foreign text carries no English past it."""
-    return found.verified or language(text[segment.start : segment.end]).code == "en"
+    """Whether a segment is to be judged: foreign text carries no English past the model.
+
+    Of a few words the language cannot be told, so they are judged wherever they stand.
+    """
+    return found.verified or language(text[segment.start : segment.end]).code in ("en", None)
+
+
+def _quotations(text: str) -> list[Protected]:
+    return [part for part in protected(text, quotations=True) if part.kind == "quotation"]
 
 
 def _within(spans: Sequence[Span], quoted: Sequence[Protected]) -> bool:

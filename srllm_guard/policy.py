@@ -94,7 +94,7 @@ class Policy:
     min_length_ratio: float = 0.2
     """Fewest characters a rewrite may have, per character of its source; 0 to 1."""
     mode: Literal["enforce", "observe"] = "enforce"
-    """"observe" reports what would have been done and releases the original."""
+    """"observe" reports what was found and releases the original."""
 
     def __post_init__(self) -> None:
         for name, (allowed, check) in _RULES.items():

@@ -200,7 +200,7 @@ class Repair:
             if not new:
                 before = text[last:start]
                 kept = before.rstrip(" \t")
-                if (kept and kept[-1] != "\n") or told:
+                if kept[-1:] not in ("", "\n") or (told and not kept):
                     start = last + len(kept)
                 else:
                     end += len(text[end:]) - len(text[end:].lstrip(" \t"))

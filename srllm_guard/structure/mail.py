@@ -1,7 +1,8 @@
 """E-mail as text: quoted and wrapped lines are read as the paragraphs they are.
 
-Quote marks, wrapping, header names and signature dashes stay. A line that was wrapped is joined
-with the next, so that a sentence is judged as one.
+Quote marks, wrapping, signature dashes, header names and headers for machines stay; other headers
+are prose, as the subject is. A line that was wrapped is joined with the next, so that a sentence
+is judged as one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ _QUOTE = re.compile(r"(?:[ \t]{0,3}>)*[ \t]*")
 _LIST = re.compile(r"(?:[-*+•–]|\d{1,3}[.)]|[A-Za-z]\))\s|--\s?\Z|_{3,}|-{3,}|={3,}")
 _HEADER = re.compile(r"([A-Za-z][A-Za-z0-9-]*):[ \t]*")
 _REPLY = re.compile(r"(?:(?:re|fwd?|aw|wg)(?:\[\d+\])?:[ \t]*)*+", re.IGNORECASE)
+_NAMES = """
+from to cc bcc sender reply-to date sent message-id in-reply-to references received received-spf
+return-path delivered-to envelope-to errors-to mime-version dkim-signature domainkey-signature
+authentication-results auto-submitted autocrypt feedback-id importance precedence priority
+thread-index user-agent
+"""
+_MACHINE = frozenset(_NAMES.split())
+_MACHINE_STARTS = ("x-", "arc-", "list-", "content-", "resent-")
 _KNOWN = frozenset({"from", "to", "subject", "date", "cc", "reply-to", "message-id", "sender"})
 
 
@@ -64,24 +73,29 @@ def _headers_end(text: str) -> int:
 
 
 def _headers(text: str) -> tuple[int, list[Part]]:
-    """Where the headers end, and the subject among them."""
+    """Where the headers end, and those among them that are prose."""
     end = _headers_end(text)
-    made, inside = Builder(), False
-    break_at = 0
+    found: list[Builder] = []
+    inside, break_at = False, 0
     for match in _LINE.finditer(text, 0, end):
         start, line = match.start(), match.group(1)
         if header := _HEADER.match(line):
-            inside = header.group(1).lower() == "subject"
+            inside = not _is_for_machines(header.group(1).lower())
             if inside:
                 reply = _REPLY.match(line, header.end())
                 first = start + (reply.end() if reply else header.end())
-                made.add(text[first : match.end(1)], first, match.end(1))
+                found.append(Builder())
+                found[-1].add(text[first : match.end(1)], first, match.end(1))
         elif inside and line:
             first = start + len(line) - len(line.lstrip())
-            made.add(" ", break_at, first)
-            made.add(text[first : match.end(1)], first, match.end(1))
+            found[-1].add(" ", break_at, first)
+            found[-1].add(text[first : match.end(1)], first, match.end(1))
         break_at = match.end(1)
-    return end, [made.part()] if made else []
+    return end, [made.part() for made in found if made]
+
+
+def _is_for_machines(name: str) -> bool:
+    return name in _MACHINE or name.startswith(_MACHINE_STARTS)
 
 
 def _body(text: str, start: int) -> Iterator[Part]:

@@ -1,9 +1,9 @@
 """Markdown (CommonMark, with tables and strikethrough): the text of blocks is the parts.
 
 markdown-it-py (extra `structure`) reads it. It tells the lines of a block, but not where inline
-marks stand; see `markdown_inline`. Front matter, code, link
-targets, images, link definitions and all marks stay; a pair of emphasis marks goes with the last
-word between them. A block of HTML is read as HTML.
+marks stand; see `markdown_inline`. Front matter, code, targets of links and images, link
+definitions and all marks stay; a pair of emphasis marks goes with the last word between them. The
+text that stands for an image is text. A block of HTML is read as HTML.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from srllm_guard.structure.part import Builder, Part
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
+_KEY = r"[\"']?\w[\w.-]*+(?: [\w.-]++)?[\"']?[ \t]*+"
+_YAML = rf"{_KEY}:(?=[ \t\r\n])"
+_TOML = rf"(?:{_KEY}=|\[+{_KEY}\])"
+_BLANK = r"(?:[ \t]*+\r?\n)*+"
 FRONT_MATTER = re.compile(
     r"\ufeff?(?:"
-    r"---[ \t]*\r?\n(?:(?:[\w\"'][^\r\n:]*+:|[ \t#-])[^\r\n]*\r?\n|\r?\n)*?(?:---|\.\.\.)"
-    r"|\+\+\+[ \t]*\r?\n(?:(?:[\w\"'][^\r\n=]*+=|[ \t#\[])[^\r\n]*\r?\n|\r?\n)*?\+\+\+"
+    rf"---[ \t]*\r?\n{_BLANK}(?={_YAML})"
+    rf"(?:(?:{_YAML}|[ \t#-])[^\r\n]*\r?\n|\r?\n)*?(?:---|\.\.\.)"
+    rf"|\+\+\+[ \t]*\r?\n{_BLANK}(?={_TOML})"
+    rf"(?:(?:{_TOML}|[ \t#])[^\r\n]*\r?\n|\r?\n)*?\+\+\+"
     r")[ \t]*(?:\r?\n|\Z)"
 )
-"""YAML or TOML at the very start, every line of which looks like that."""
+"""YAML or TOML at the very start: its first line is a key, and every line looks like that."""
 
 _LINE_END = re.compile(r"\r\n?|\n")
 _FREE = """

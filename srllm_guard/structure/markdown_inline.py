@@ -30,12 +30,23 @@ class Inline:
     gone: list[Range] = field(default_factory=list)
     """Marks."""
     kept: list[Range] = field(default_factory=list)
-    """Code, addresses and images."""
+    """Code and addresses."""
     read_as: list[tuple[Range, str]] = field(default_factory=list)
     """What reads differently than it is spelled."""
     signs: list[tuple[int, Token]] = field(default_factory=list)
     """Place and token of each mark that may turn out as emphasis or as text."""
     pairs: list[tuple[Range, Range]] = field(default_factory=list)
+
+    def add(self, inner: Inline, by: int) -> None:
+        """Take over the notes on a text that begins at `by` of this one."""
+
+        def moved(there: Range) -> Range:
+            return there[0] + by, there[1] + by
+
+        self.gone += map(moved, inner.gone)
+        self.kept += map(moved, inner.kept)
+        self.read_as += [(moved(there), reads) for there, reads in inner.read_as]
+        self.pairs += [(moved(first), moved(last)) for first, last in inner.pairs]
 
 
 class Notes:
@@ -123,12 +134,11 @@ def _note_link(notes: Inline, state: StateInline, start: int, _: list[Token]) ->
     notes.gone += [(start, start + 1), (end, state.pos)]
 
 
-def _note_image(notes: Inline, state: StateInline, start: int, _: list[Token]) -> None:
+def _note_image(notes: Inline, state: StateInline, start: int, tokens: list[Token]) -> None:
     end = state.md.helpers.parseLinkLabel(state, start + 1, False)
-    if SPECIAL.search(state.src, start + 2, end):
-        notes.kept.append((start, state.pos))  # its marks are noted elsewhere
-    else:
-        notes.gone += [(start, start + 2), (end, state.pos)]
+    notes.gone += [(start, start + 2), (end, state.pos)]
+    # The text that stands for the image was parsed by itself, with places of its own.
+    notes.add(state.env["srllm_notes"].of(tokens[-1].children or []), start + 2)
 
 
 def _note_signs(notes: Inline, state: StateInline, start: int, tokens: list[Token]) -> None:

@@ -60,7 +60,7 @@ def _arguments(call: Any) -> tuple[tuple[str, ...], Any]:
 def _written(arguments: Any) -> str:
     if isinstance(arguments, str):
         return arguments
-    return json.dumps(arguments, ensure_ascii=False, default=_nothing)
+    return json.dumps(arguments, ensure_ascii=False, default=_plain)
 
 
 def _read(arguments: Any, result: Moderation) -> Any:
@@ -101,6 +101,9 @@ def _put(call: Any, place: tuple[str, ...], value: Any) -> Any:
     return copied
 
 
-def _nothing(value: object) -> None:
-    """What stands in JSON for a value that it has no form for; the value itself stays."""
-    del value
+def _plain(value: object) -> dict[Any, Any] | None:
+    """What stands in JSON for a value that it has no form for.
+
+    Any mapping is an object; another value is null there, and itself stays.
+    """
+    return dict(value) if isinstance(value, Mapping) else None

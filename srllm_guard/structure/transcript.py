@@ -15,14 +15,21 @@ _TIME = (
     r"(?:\s?[AaPp]\.?[Mm]\.?)?\]?"
 )
 _WORD = r"[^\W_][\w.'’-]{0,30}"
-_NAME = rf"{_WORD}(?: {_WORD}){{0,3}}(?: \([^()\r\n]{{1,30}}\))?"
-_MARKED = re.compile(
-    rf"[ \t]*(?:{_TIME}[ \t]*(?:[-–][ \t]*)?(?:<[^<>\s]{{1,40}}>:?|{_NAME}:|(?=\S))"
-    rf"|<[^<>\s]{{1,40}}>:?|(\*\*|__){_NAME}(?::\1|\1:))[ \t]*"
+_NAME = rf"{_WORD}(?: {_WORD})?(?: \((?:{_TIME}|[\w.'/-]{{1,30}})\))?"
+"""Two words at most: what is longer may be a sentence, and is judged."""
+_TIMED = rf"{_TIME}[ \t]*(?:[-–][ \t]*)?"
+_MARKED = re.compile(rf"[ \t]*(?:{_TIMED}(?:<[^<>\s]{{1,40}}>:?|(?=\S))|<[^<>\s]{{1,40}}>:?)[ \t]*")
+"""An opening that its form gives away: a time, <nick>."""
+_NAMED = re.compile(
+    rf"[ \t]*(?:({_NAME}):[ \t]+(?=\S)|{_TIMED}({_NAME}):[ \t]*"
+    rf"|(\*\*|__)({_NAME})(?::\3|\3:)[ \t]*)"
 )
-"""An opening that its form gives away: a time, <nick>, **Name:**."""
-_BARE = re.compile(rf"[ \t]*({_NAME}):[ \t]+(?=\S)")
-_CUE = re.compile(rf"[ \t]*(?:\d+|WEBVTT.*|{_TIME} --> {_TIME}.*)[ \t]*\Z")
+"""An opening with what may be a name, which is the last group."""
+_SETTING = (
+    r"(?:(?:vertical|line|position|size|align):"
+    r"(?:[\d.,%-]|start|center|middle|end|left|right|line|auto|rl|lr)+|[XY][12]:\d+)"
+)
+_CUE = re.compile(rf"[ \t]*(?:\d+|WEBVTT|{_TIME} --> {_TIME}(?:[ \t]+{_SETTING})*)[ \t]*\Z")
 """Lines of subtitles that nobody says."""
 
 
@@ -32,8 +39,8 @@ def read(text: str) -> Document:
     A name and a colon open it if the name is written like one ("Anna Smith", "Agent 2"), or if
     it does so in two lines at least ("anna").
     """
-    openings = [_BARE.match(match.group(1)) for match in _LINE.finditer(text)]
-    counts = Counter(opening.group(1) for opening in openings if opening)
+    openings = [_NAMED.match(match.group(1)) for match in _LINE.finditer(text)]
+    counts = Counter(_name(opening) for opening in openings if opening)
     names = {name for name, count in counts.items() if count > 1 or _is_name(name)}
     frame: list[str] = []
     parts = tuple(_parts(text, names, frame))
@@ -44,9 +51,13 @@ def speakers(text: str) -> int:
     """How many lines open with a speaker whose form gives the opening away, or a name."""
     count = 0
     for match in _LINE.finditer(text):
-        bare = _BARE.match(match.group(1))
-        count += bool(_MARKED.match(match.group(1)) or (bare and _is_name(bare.group(1))))
+        named = _NAMED.match(match.group(1))
+        count += bool(_MARKED.match(match.group(1)) or (named and _is_name(_name(named))))
     return count
+
+
+def _name(opening: re.Match[str]) -> str:
+    return str(opening[opening.lastindex or 0])
 
 
 def _is_name(name: str) -> bool:
@@ -58,8 +69,8 @@ def _parts(text: str, names: set[str], frame: list[str]) -> Iterator[Part]:
     made, break_at = Builder(), 0
     for match in _LINE.finditer(text):
         line = match.group(1)
-        bare = _BARE.match(line)
-        opening = _MARKED.match(line) or (bare if bare and bare.group(1) in names else None)
+        named = _NAMED.match(line)
+        opening = named if named and _name(named) in names else _MARKED.match(line)
         cue = _CUE.match(line)
         first = match.end(1) if cue else match.start() + (opening.end() if opening else 0)
         if made and (opening or cue or not line.strip()):

@@ -26,7 +26,7 @@ from srllm_guard.text.segments import (
     cut_before,
     ends_sentence,
     is_abbreviation,
-    speaker_end,
+    names_speaker,
     trim,
     unmarked,
     unwrap,
@@ -211,11 +211,11 @@ class Segmenter:
             return []
         if CLOCKED.match(text, first, end):
             return []
-        first, _ = next(cells(text, start, end, speaker))
+        *name, (first, _) = cells(text, start, end, speaker)
         if first == end or not _is_unwrapped(text, first, end):
             return []
         self._begin = self._judged = self._piece = first
-        found = [*self._sentences(text, end, whole=False)]
+        found = [*name, *self._sentences(text, end, whole=False)]
         # Before a first sentence is told, what the line begins with may be part of a longer mark.
         self._open = bool(found)
         return found
@@ -297,7 +297,7 @@ def _is_named(text: str, start: int, end: int) -> bool:
     if text.find(":", start, end) < 0:
         return False
     start, end = unmarked(text, start, end)
-    return speaker_end(text, start, end) > start
+    return names_speaker(text, start, end)
 
 
 def _is_wrapper(sign: str) -> bool:

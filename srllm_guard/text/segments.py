@@ -77,7 +77,8 @@ CODE_LINE = re.compile(
 
 _CLOCK = r"(?:\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4},?\s)?\d{1,2}:\d{2}(?::\d{2})?(?:\s?[AaPp]\.?[Mm]\.?)?"
 _NAME = r"[^\W\d_][\w.'’-]{0,30}"
-_STAMPED = re.compile(rf"\[?{_CLOCK}\]?\s?(?:[-–]\s)?({_NAME}(?:\s{_NAME}){{0,3}})\s?:\s++")
+_STAMPED = re.compile(rf"\[?{_CLOCK}\]?\s?(?:[-–]\s)?(?={_NAME}(?:\s{_NAME}){{0,3}}\s?:\s)")
+_NAMED = re.compile(rf"({_NAME}(?:\s{_NAME})?)\s?:\s++(?=\S)")
 CLOCKED = re.compile(rf"\[?{_CLOCK}")
 """Where a line may begin like `[9:41] Stefan: hello`."""
 _ROLE = re.compile(
@@ -148,7 +149,8 @@ def segments(text: str, max_chars: int = 600) -> tuple[Segment, ...]:
 def cells(text: str, start: int, end: int, speaker: bool) -> Iterator[Range]:
     """Yield the parts of a line that are prose: its text without markers, or its table cells.
 
-    `speaker` says whether a name before a colon is that of a speaker, and stays outside.
+    `speaker` says whether a name before a colon is that of a speaker. A name is a part of its own:
+    by its form it cannot be told from an insult, so it is judged as well.
     """
     start, end = unmarked(text, start, end)
     if heading := HEADING.match(text, start, end):
@@ -161,13 +163,17 @@ def cells(text: str, start: int, end: int, speaker: bool) -> Iterator[Range]:
             yield trim(text, cell, pipe.start())
             cell = pipe.end()
         return
-    stamped = _STAMPED.match(text, start, end)
-    if stamped and all(word[0].isupper() for word in stamped.group(1).split()):
+    name = None
+    if stamped := _STAMPED.match(text, start, end):
         start = stamped.end()
+        name = _NAMED.match(text, start, end)
     elif role := _ROLE.match(text, start, end):
         start = role.end()
     elif speaker:
-        start = speaker_end(text, start, end)
+        name = _SPEAKER.match(text, start, end)
+    if name and _is_name(name.group(1)):
+        yield name.span(1)
+        start = name.end()
     yield start, end
 
 
@@ -177,12 +183,14 @@ def unmarked(text: str, start: int, end: int) -> Range:
     return trim(text, prefix.end() if prefix else start, end)
 
 
-def speaker_end(text: str, start: int, end: int) -> int:
-    """Where what is said begins in a line like `Stefan: hello`; `start` where no name is."""
-    if match := _SPEAKER.match(text, start, end):
-        name = match.group(1)
-        return match.end() if name[0].isupper() and name.lower() not in _NO_NAME else start
-    return start
+def names_speaker(text: str, start: int, end: int) -> bool:
+    """Whether a line is like `Stefan: hello`."""
+    name = _SPEAKER.match(text, start, end)
+    return name is not None and _is_name(name.group(1))
+
+
+def _is_name(words: str) -> bool:
+    return all(word[0].isupper() and word.lower() not in _NO_NAME for word in words.split())
 
 
 def ends_sentence(text: str, begin: int, end: int, match: re.Match[str]) -> bool:

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from srllm_guard import detector
-from srllm_guard.detector import DIGITS, GAP, WINDOW, Detector, Verdict, summarise
+from srllm_guard.detector import DIGITS, GAP, NOTHING, WINDOW, Detector, Verdict, summarise
 from srllm_guard.engines.base import Scores, Window
 from srllm_guard.labels import CATEGORIES, LABELS, N_LOGITS, SLICES, UNSAFE
 from srllm_guard.models.bundle import Calibration
 from srllm_guard.prompt import Prompt
+from srllm_guard.results import Span
 from srllm_guard.text.segments import Segment, segments
 from tests.byte_engine import TEMPLATE, ByteEngine
 from tests.tiny_model import tokenizer
@@ -232,5 +234,30 @@ def test_a_span_is_nearly_as_likely_as_the_surest(weak: float, told: list[str]) 
     logits = np.full((4, len(CATEGORIES)), -9.0)
     logits[1, 0], logits[3, 0] = 3.0, weak  # .95 beside .82 or .5
     segment = Segment(0, len(text), "prose", 0)
-    found = detector._spans(text, segment, ranges, logits, 0.3)
+    found, weaker = detector._spans(text, segment, ranges, logits, 0.3)
     assert [text[span.start : span.end] for span in found] == told
+    assert [text[span.start : span.end] for span in (*found, *weaker)] == ["fools", "met"]
+
+
+def test_a_weak_span_is_kept_where_it_reaches_the_threshold() -> None:
+    ranges = [(0, 1), (2, 3), (4, 5)]
+    logits = np.full((3, len(CATEGORIES)), -9.0)
+    logits[0, 0], logits[2, 0] = -0.6, -1.2  # .35 beside .23
+    segment = Segment(0, 5, "prose", 0)
+    for threshold, count in ((0.2, 1), (0.25, 0), (0.4, 0)):
+        found, weaker = detector._spans("a b c", segment, ranges, logits, threshold)
+        assert (len(found), len(weaker)) == (1, count)
+
+
+@pytest.mark.parametrize("other", [0.4, 0.95])
+def test_of_two_views_both_say_what_is_weaker(prompt: Prompt, other: float) -> None:
+    def verdict(score: float, at: int) -> Verdict:
+        sure, weak = Span(at, at + 2, "bias", 0.9), Span(at + 2, at + 4, "bias", 0.55)
+        return replace(NOTHING, score=score, spans=(sure,), weaker=(weak,))
+
+    made = Detector(prompt, Calibration(), 4096)
+    worse = made._worse(verdict(0.9, 0), verdict(other, 10))
+    assert {span.start for span in worse.weaker} == {2, 12}
+    worse = made._worse(verdict(0.9, 0), verdict(other, 1))  # spans that overlap
+    assert {span.start for span in (*worse.spans, *worse.weaker)} == {0, 1, 2, 3}
+    assert {span.start for span in worse.moved(5).weaker} >= {7, 8}

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from srllm_guard import Blocked, Guard, Moderation, Policy
+from srllm_guard.engines.base import Scores, Window
 from srllm_guard.errors import ConfigError
 from tests.byte_engine import ByteEngine, runtime
 from tests.checks import check, guard
@@ -165,6 +168,25 @@ def test_quotations_are_kept_where_the_policy_says_so() -> None:
     assert spanning.text.endswith("said the person.")
 
 
+def test_a_sure_quotation_does_not_excuse_what_is_less_sure_outside() -> None:
+    class Unsure(ByteEngine):
+        def detect(self, windows: Sequence[Window]) -> list[Scores]:
+            found = super().detect(windows)
+            for window, scores in zip(windows, found, strict=True):
+                text = self.read(window.ids)
+                for match in re.finditer("lazy", text):
+                    scores.spans[match.start() : match.end(), 0] = 0.2  # .55 beside .98
+            return found
+
+    text = 'All of them are lazy, and he said "what a stupid film" again.'
+    keeping = guard(Unsure(), protect_quotations=True)
+    result = keeping.moderate(text)
+    assert result.text == text.replace("lazy", "person")
+    check(result)
+    assert "".join(keeping.stream(text)) == result.text
+    assert keeping.moderate(text.replace("are lazy", "agree")).action == "pass"
+
+
 def test_a_label_flags_by_its_own_threshold() -> None:
     text = "You are an idiot."
     assert guard(threshold=1.0).moderate(text).action == "pass"
@@ -241,6 +263,19 @@ def test_foreign_text_does_not_carry_english_past_the_guard() -> None:
     check(result)
     blocked = guard(unverified="block").moderate(text)
     assert blocked.action == "block"
+
+
+@pytest.mark.parametrize("short", ["You idiot.", "Stupid!", "Are you lazy?"])
+def test_foreign_text_does_not_carry_a_short_sentence_past_the_guard(short: str) -> None:
+    text = f"{GERMAN} {GERMAN}\n{short} Ja."
+    result = guard().moderate(text)
+    assert result.before.unsafe
+    assert not result.before.verified
+    assert short not in result.text
+    assert result.text.startswith(f"{GERMAN} {GERMAN}\n")
+    assert not result.safe
+    check(result)
+    assert "".join(guard().stream(text)) == result.text
 
 
 def test_a_runtime_takes_no_options_of_loading() -> None:

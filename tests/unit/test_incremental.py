@@ -97,7 +97,7 @@ def test_a_quotation_that_was_closed_early_does_not_wait_for_the_line() -> None:
 def test_the_first_lines_of_a_chat_are_awaited() -> None:
     found = words("Bob: Hello there. How are you?\n", "Ann: Fine. And", " you?")
     assert found[0] == []
-    assert found[1] == ["Hello there.", "How are you?", "Fine."]
+    assert found[1] == ["Bob", "Hello there.", "How are you?", "Ann", "Fine."]
 
 
 def test_long_sentences_are_told_in_pieces() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from srllm_guard import Guard
+from srllm_guard.engines.base import Continuation, Request
 from tests.byte_engine import ByteEngine
 from tests.checks import check, guard
 
@@ -239,6 +242,32 @@ def test_a_sentence_without_anything_to_keep_is_left_out() -> None:
         assert (result.action, result.text) == ("rewrite", wanted)
         assert result.safe
         check(result)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("The idiot left.\nYou trash. Lunch is at noon.", "The person left.\nLunch is at noon."),
+        ("The idiot left.\n\n  You trash. Bye.", "The person left.\n\n  Bye."),
+        ("The idiot left. You trash. Bye.", "The person left. Bye."),
+        ("The idiot left. All is well. You trash. Bye.", "The person left. All is well. Bye."),
+    ],
+)
+def test_no_blank_stays_where_a_sentence_is_left_out_behind_an_edit(text: str, wanted: str) -> None:
+    class Speechless(ByteEngine):
+        def generate(self, requests: Sequence[Request]) -> list[Continuation]:
+            found = super().generate(requests)
+            return [
+                Continuation((), finished=True) if "\0 trash" in self.read(asked.prompt) else said
+                for asked, said in zip(requests, found, strict=True)
+            ]
+
+    made = guard(Speechless())
+    result = made.moderate(text)
+    assert result.text == wanted
+    check(result)
+    for pieces in ([text], [*text], re.findall(r"\S+\s*", text)):
+        assert "".join(made.stream(pieces)) == wanted
 
 
 def test_a_sentence_is_not_left_out_where_something_would_be_lost() -> None:

@@ -64,14 +64,14 @@ def test_any_string_gives_a_result(text: str) -> None:
     else:
         assert result.before.unsafe
         assert result.text != text
-        assert result.safe
+        assert result.safe or not result.before.verified  # the foreign part was not judged
 
 
 @given(TEXT)
 @QUICK
 def test_what_was_released_is_safe_when_it_comes_back(text: str) -> None:
     result = GUARD.moderate(text)
-    if result.action in ("rewrite", "mask"):
+    if result.action in ("rewrite", "mask") and result.before.verified:
         again = GUARD.moderate(result.text)
         assert again.action == "pass"
         assert result.after == again.before
@@ -83,7 +83,7 @@ def test_masking_never_blocks_and_leaves_nothing_unsafe(text: str) -> None:
     result = HARSH.moderate(text)
     holds(result, text)
     assert result.action in ("pass", "unverified", "rewrite", "mask")
-    if result.action in ("rewrite", "mask"):
+    if result.action in ("rewrite", "mask") and result.before.verified:
         assert not HARSH.detect(result.text).unsafe
 
 

@@ -36,6 +36,9 @@ CASES: dict[Format, list[str]] = {
         "You «idiot»:\n\n```\nidiot\n```\n\n    idiot = 1\n",
         "<div class=idiot>\nyou <b>«idiot»</b>\n</div>",
         "![an «idiot»](idiot.png) and ~~«idiot»~~ x",
+        '![an «idiot».](idiot.png "idiot")',
+        "![a *«stupid»* man &amp; `code` [so «lazy»](idiot.io) \\* ![x «idiot»!](idiot)](idiot)",
+        "| ![an «idiot».](idiot.png) | `idiot` |\n|---|---|\n",
         "a <b>«stupid»</b> man\r\nhere  \r\nyou «idiot»",
     ],
     "html": [
@@ -59,11 +62,21 @@ CASES: dict[Format, list[str]] = {
             "> I think that this here is the work of the most «stupid»\n> man of all of them.\n"
             ">> deeper «idiot»\n\n* an «idiot»\n-- \nBob\n"
         ),
+        (
+            "To: idiot@x.io,\n Bob Trash\nSubject: you «idiot»\nX-Idiot: an idiot\n"
+            "Subject: «lazy» man\nNote: an\n «idiot»\nContent-Type: idiot\n"
+        ),
+        "To: Bob Trash\nFrom: Idiot\nRe: an «idiot»",
     ],
     "transcript": [
         "[10:00] Idiot: you «idiot»\nAnna Trash: an «idiot»\nso «lazy» lines\r\n<trash> «idiot»\n",
         "idiot: you «idiot»\nidiot: so «lazy»",
         "1\n00:00:01,000 --> 00:00:04,000\nYou «idiot»\n",
+        "WEBVTT\n\n00:01.000 --> 00:04.000 line:63% position:72% align:start\nYou «idiot»\n",
+        "00:01 --> 00:02 You «idiot»\n00:02 --> 00:03\nso «lazy»",
+        "WEBVTT you «idiot»\nBob: hi\nAnn: ho",
+        "10:30 an old «idiot» man: ok\n10:31 Bob: so «lazy»\n10:32 idiot: x\n10:33 idiot: y",
+        "**so «lazy» men:** ok\n__Idiot__: you «idiot»\nIdiot (10:30 AM): x\nBob (an «idiot»): x",
     ],
     "text": ["- you «idiot»\n"],
 }
@@ -263,6 +276,13 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Bob: hi\nAnn: ho", "transcript"),
         ("Just a sentence, or two. x < y", "text"),
         ("---\nYou idiot\n---\n", "text"),
+        ("---\n- You idiot.\n---\n", "text"),
+        ("---\n\n You idiot: yes\n---\n", "text"),
+        ("---\n  You idiot.\n---\n", "text"),
+        ("---\nYou are a fool: yes\n---\n", "text"),
+        ("+++\n  You idiot.\n+++\n", "text"),
+        ("---\n\ntags:\n- a\n\n# b\n'last seen': c\n---\n", "markdown"),
+        ('+++\n[extra]\na = "b"\n+++\n', "markdown"),
     ],
 )
 def test_auto_tells_the_format(text: str, format_: Format) -> None:
@@ -277,7 +297,14 @@ def test_auto_tells_the_format(text: str, format_: Format) -> None:
         ("Idiot!", True),
         ("Idiot", True),
         ("了不起", True),
+        ("#KillThem #AllOfThem", True),
+        ("#Idiot", True),
+        ("you·are·an·idiot", True),
+        ("don't,idiot", True),
         ("idiot", False),
+        ("#idiot", False),
+        ("idiot_and-idiot/idiot.idiot", False),
+        ("data:idiot;base64,aWRpb3Q3", False),
         ("in_progress", False),
         ("PENDING", False),
         ("https://a.io/idiot b@idiot.com", False),
@@ -322,9 +349,12 @@ def test_html_that_names_a_file_is_still_a_text(byte_guard: Guard) -> None:
         ("transcript", "a" * 50_000 + "\n" + "Bob: a\n" * 10_000),
         ("markdown", "---\n" + "a: b\n" * 20_000),
         ("markdown", "---\n" + "- a: b\n" * 2_000),
+        ("markdown", "---\na: b\n" + "- a: b\n" * 2_000),
+        ("markdown", "---\n" + "\n \n" * 20_000),
+        ("transcript", "00:01 --> 00:02" + " line:1" * 10_000 + "\n" + "10:30 " * 10_000),
         ("auto", "-" * 50_000),
         ("auto", "](" * 20_000 + "**a" * 20_000),
-        ("json", json.dumps(["a" * 5_000 + "1", "'-" * 5_000, "a-" * 5_000 + "1"])),
+        ("json", json.dumps(["a" * 5_000 + "1", "'-" * 5_000, "a-" * 5_000 + "1", "a," * 5_000])),
     ],
 )
 def test_reading_takes_no_longer_than_the_text(format_: Format, text: str) -> None:

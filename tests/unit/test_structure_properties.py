@@ -106,6 +106,50 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 
+JUDGED: dict[Format, list[str]] = {
+    "json": ['{"a": "@", "b": 1}', '["x", ["@"]]', '{"a": "{\\"b\\": [\\"@\\"]}"}', '"@"'],
+    "ndjson": ['{"a": 1}\n["@"]\n', '"@"\n\n5'],
+    "markdown": [
+        *(
+            "# @",
+            "@\n===",
+            "- a\n- @",
+            "> @",
+            "1. @",
+            "**@**",
+            "*a* _@_",
+            "<div>\n@\n</div>",
+            "a  \n@",
+        ),
+        *("| a | @ |\n|---|---|\n| b | c |", "| a | b |\n|---|---|\n| c | @ |", "[@](x.io)"),
+        *("![@](x.png)", "![a *b* `c` @](x.png)", "[![@][r]](y)\n\n[r]: x.png", "`a` @"),
+        *("---\n- @\n---", "---\n# @\n---", "---\n  @\n---", "---\n@\n---", "+++\n  @\n+++"),
+    ],
+    "html": [
+        *("<p>@</p>", "a <b>@</b>", "<title>@</title>", "<li>@", "<p>a<br>@", "<a href=x>@</a>"),
+        *("<!--> @ <!-- -->", "<script></script/> @", "<textarea>@</textarea>", "<pre>@</pre>"),
+    ],
+    "csv": ["a,@\nb,c", 'a,"@"\nb,c', "a;b\n@;c", "@\ta", 'a,"b\n@"'],
+    "email": [
+        *("@", "> @", ">> @\n> a", "* @", "-- \n@", "a\n@"),
+        *(f"From: a\nTo: b\n{line}\n\na" for line in ("Subject: @", "Re: @", "Note:\n @")),
+        *("To: a\nSubject: a\nX-A: b\nSubject: @", "To: a\nFrom: b\nComments: a\n @\nDate: c"),
+    ],
+    "transcript": [
+        *("Bob: @", "Bob: a\n@", "[10:00] @", "10:30 Bob: @", "<nick> @", "**Bob:** @", "@"),
+        *("10:30 @: ok\n10:31 Bob: a", "**@:** a", "@: a\nBob: a\nAnn: b", "Bob (@): a\nAnn: b"),
+        *("WEBVTT @\nBob: a\nAnn: b", "1\n00:01 --> 00:02 @\n00:02 --> 00:03", "NOTE @\n\nBob: a"),
+    ],
+}
+"""Documents with a place for prose at "@": all that README does not list as what stays."""
+PROSE = [
+    "you are an idiot",
+    "You are a stupid man.",
+    "an old idiot!",
+    "#Idiot #AndTrash",
+    "so·lazy·you",
+]
+
 
 def moderated(guard: Guard, text: str, format_: Format) -> Moderation | None:
     try:
@@ -133,6 +177,22 @@ def test_any_string_gives_a_result_or_is_not_of_the_format(format_: Format) -> N
                 assert result.safe or not result.before.verified
             if guard is MASK:
                 assert result.action != "block"
+
+    holds()
+
+
+@pytest.mark.parametrize("format_", JUDGED)
+def test_prose_is_judged_wherever_it_stands(format_: Format) -> None:
+    shapes = st.sampled_from(JUDGED[format_])
+    near = st.lists(shapes, max_size=2) if format_ in ("markdown", "html") else st.just([])
+
+    @given(near, shapes, near, st.sampled_from(PROSE))
+    @settings(QUICK, max_examples=150)
+    def holds(before: list[str], shape: str, after: list[str], prose: str) -> None:
+        others = [[each.replace("@", "fine words") for each in side] for side in (before, after)]
+        text = "\n\n".join([*others[0], shape.replace("@", prose), *others[1]])
+        for known in (format_, "auto"):
+            assert GUARD.detect(text, format=known).unsafe
 
     holds()
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -76,6 +77,18 @@ def test_objects_keep_their_type(byte_guard: Guard) -> None:
     )
     assert call.function.arguments == '{"t": "You idiot"}'
     assert second.call == Plain("say", {"t": ("You person", object), "u": "fine text"})
+
+
+def test_arguments_in_any_mapping_are_judged(byte_guard: Guard) -> None:
+    alone = {"name": "say", "args": MappingProxyType({"t": "You idiot"})}
+    within = {"name": "say", "args": {"a": MappingProxyType({"t": "so lazy", "n": 1}), "b": "Hi"}}
+    beside = {"name": "say", "args": {"a": MappingProxyType({"n": object}), "b": "You idiot"}}
+    done = byte_guard.moderate_tool_calls([alone, within, beside])
+    assert [each.call["args"] for each in done] == [
+        {"t": "You person"},
+        {"a": {"t": "so person", "n": 1}, "b": "Hi"},
+        {"a": {"n": object}, "b": "You person"},
+    ]
 
 
 def test_a_safe_call_is_the_same_object(byte_guard: Guard) -> None:
