@@ -181,7 +181,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str], str]] = {
     "How long until the first answer?": (
         "startup",
         _startup,
-        "Seconds, without intervals: median and worst of the rounds.",
+        "Seconds, without intervals; with scikit-learn installed, which transformers imports.",
     ),
 }
 """Titles with the result, its table, and how to read it."""
@@ -191,10 +191,10 @@ def goals(results: Mapping[str, Result], page: Path, readme: Path) -> str:
     """What stands between the marks of the README."""
     links = {name: _linked(one.path, readme) for name, one in results.items()}
     used = [links[n] for n in dict.fromkeys(goal.result for goal in GOALS) if results[n].content]
-    hand = results[READING]
-    errors = "".join(f", {kind} {part.content}" for kind, part in hand.parts("errors"))
-    read = f" Read one by one: {hand.at('good')} of {hand.at('read')} good{errors}."
-    note = MET + (read if hand.content else "")
+    reading = results[READING]
+    errors = "".join(f", {kind} {part.content}" for kind, part in reading.parts("errors"))
+    said = f" Read one by one: {reading.at('good')} of {reading.at('read')} good{errors}."
+    note = MET + (said if reading.content else "")
     source = " ".join(("`python -m benchmarks.publish`", ", ".join(used)))
     asked = "".join(f"- [{title}]({_link(page, readme)}#{_anchor(title)})\n" for title in SECTIONS)
     return f"{note}\n\n{goals_table(reached(results))}\n{source.strip()}\n\nMore tables:\n\n{asked}"

@@ -50,20 +50,19 @@ class Verdict:
     """The phrases that are most likely unsafe, at offsets of the whole text. Always at least one,
     so that a segment which a strict policy flags says where."""
     weaker: tuple[Span, ...] = ()
-    """Other phrases that reach the threshold, but are far less likely than the surest one: they are
-    not marked, and nothing that lies elsewhere excuses them."""
+    """Other phrases that reach the threshold, but are not marked: they are far less likely than the
+    surest one, or overlap it."""
 
     def moved(self, by: int) -> Verdict:
         """The verdict where the text that it speaks of begins `by` characters later."""
         return replace(self, spans=moved(self.spans, by), weaker=moved(self.weaker, by))
 
     def with_weaker(self) -> Verdict:
-        """The verdict with the weaker phrases marked as well."""
-        spans = list(self.spans)
+        """The verdict with those of the weaker phrases marked that overlap no other."""
+        spans, weaker = list(self.spans), []
         for span in self.weaker:
-            if _is_apart(span, spans):
-                spans.append(span)
-        return replace(self, spans=_in_order(spans), weaker=())
+            (spans if _is_apart(span, spans) else weaker).append(span)
+        return replace(self, spans=_in_order(spans), weaker=tuple(weaker))
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,8 +62,8 @@ class Moderator:
         ]
         judged = self._detector.judge(list(zip(texts, prose, strict=True)), calls.detect)
         drafts = []
-        for text, parts, heard, found in zip(texts, prose, judged, languages, strict=True):
-            verdicts = self._marked(text, heard)
+        for text, parts, plain, found in zip(texts, prose, judged, languages, strict=True):
+            verdicts = self._marked(text, plain)
             flags = self._flags(text, verdicts)
             drafts.append(Draft(text, parts, tuple(verdicts), tuple(flags), found))
         return drafts
@@ -201,7 +201,8 @@ class Moderator:
             # One text must not cost the others their release.
             alone = (self._look({n: repair}, calls) for n, repair in repairs.items())
             return {n: why for failed in alone for n, why in failed.items()}
-        for (n, text, sight), verdicts in zip(asked, found, strict=True):
+        for (n, text, sight), plain in zip(asked, found, strict=True):
+            verdicts = self._marked(text, plain)
             repairs[n].see(sight, verdicts, self._flags(text, verdicts))
         return {}
 

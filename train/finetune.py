@@ -56,7 +56,6 @@ def train(
     total = len(first) * settings.epochs
     optim = optimizer(model, config)
     rates = [group["lr"] for group in optim.param_groups]
-    torch.manual_seed(settings.seed)
     state = checkpoint.restore(folder, model, optim) or checkpoint.Progress()
     dev = _dev(corpus, prompt, config)
     device = next(model.heads.parameters()).device

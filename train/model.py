@@ -146,9 +146,15 @@ def load(config: Config, bundle: Bundle, base: Path, *, grow: bool = False) -> M
     # PEFT starts `B` at zero, so the columns that an adapter of smaller rank lacks change nothing.
     fresh = get_peft_model_state_dict(model.language)
     trained = load_file(bundle.folder / ADAPTER)
-    if trained.keys() - fresh.keys():
+    shapes, wanted = ({k: v.shape for k, v in part.items()} for part in (trained, fresh))
+    inside = shapes.keys() <= wanted.keys() and all(
+        have <= most
+        for name, shape in shapes.items()
+        for have, most in zip(shape, wanted[name], strict=True)
+    )
+    if not (inside if grow else shapes == wanted):
         raise ConfigError(
-            f"The adapter of {bundle.folder.name} has parts that [lora] of {config.name} lacks.",
+            f"The adapter of {bundle.folder.name} has other parts than [lora] of {config.name}.",
             hint="Use the settings that the bundle was trained with.",
         )
     for name, weight in trained.items():

@@ -101,13 +101,13 @@ def run(
     torch.manual_seed(config.training.seed)
     first = None if start is None else Bundle.load(start)
     model = build(config, weights) if first is None else load(config, first, weights, grow=True)
-    other = model.layer != config.heads.layer
-    if config.training.rewriting_only and (config.refit or config.data.detection or other):
+    moves = model.layer != config.heads.layer
+    if config.training.rewriting_only and (config.refit or config.data.detection or moves):
         raise ConfigError(
             f"{config.name} trains rewriting only, and fits detection anew.",
             hint="Leave [refit] and [data.detection] out, and keep the layer of the heads.",
         )
-    if model.layer != config.heads.layer:
+    if moves:
         model = model.with_heads(model.heads, config.heads.layer)
     if torch.cuda.is_available():
         model.to("cuda")
@@ -149,7 +149,9 @@ def _claim(out: Path, made_of: Mapping[str, Any], team: Team) -> None:
     if team.leads:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+            working = path.with_suffix(".partial")
+            working.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+            working.replace(path)
     team.wait()
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ _ONE_WORD = re.compile(r"\W*+(?:[^\W\d_]++['’-]?+)++\W*+\Z")
 _SIGNS = re.compile(r"[^\w'’./-]++")
 """What parts words; the signs left out hold names of things together, such as "to-do"."""
 _LETTERS = re.compile(r"[^\W\d_]++(?:['’][^\W\d_]++)*+")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 
 
@@ -19,18 +20,18 @@ def is_prose(text: str) -> bool:
 
     A text of two words or more is, unless all of it is addresses, paths, dates, numbers and the
     like; signs may part the words as well ("you,idiot") if only words and numbers stand between
-    them. Hashtags are words. A single word is when it is written like a sentence: it ends with a
-    full stop, question or exclamation mark, or begins with a capital and goes on in small letters.
+    them, and so may capitals in a hashtag. A single word is when it is written like a sentence: it
+    ends with a full stop, question or exclamation mark, or begins with a capital and goes on in
+    small letters.
     Others are names of things ("in_progress", "PENDING", "idiot"), which a program may compare, so
     they stay. Words of a script other than Latin need no space.
     """
     last, rest = 0, []
     for part in protected(text):
-        if part.kind == "hashtag":
-            continue
-        rest.append(text[last : part.start])
+        tag = text[part.start : part.end] if part.kind == "hashtag" else ""
+        rest += [text[last : part.start], _CAMEL.sub(" ", tag)]
         last = part.end
-    spoken = " ".join([*rest, text[last:]])
+    spoken = "".join([*rest, text[last:]])
     if not _WORD.search(spoken):
         return False
     if len(text.split()) > 1 or _has_words(spoken):

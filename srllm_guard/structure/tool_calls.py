@@ -64,7 +64,7 @@ def _written(arguments: Any) -> str:
 
 
 def _read(arguments: Any, result: Moderation) -> Any:
-    """The arguments with the changes of the result, in the type that they had."""
+    """The arguments with the changes of the result: a string, or a dict for any mapping."""
     if isinstance(arguments, str):
         return result.text
     return _merged(arguments, json.loads(result.text))
@@ -106,4 +106,4 @@ def _plain(value: object) -> dict[Any, Any] | None:
 
     Any mapping is an object; another value is null there, and itself stays.
     """
-    return dict(value) if isinstance(value, Mapping) else None
+    return {str(k): each for k, each in value.items()} if isinstance(value, Mapping) else None

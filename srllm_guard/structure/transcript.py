@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from srllm_guard.structure.document import Document
 from srllm_guard.structure.part import Builder, Part
+from srllm_guard.text.segments import NO_NAME
 
 _LINE = re.compile(r"([^\r\n]*+)(?:\r\n|\r|\n|\Z)")
 _TIME = (
@@ -37,11 +38,11 @@ def read(text: str) -> Document:
     """Read a transcript: a line that opens with a speaker or a time begins what is said.
 
     A name and a colon open it if the name is written like one ("Anna Smith", "Agent 2"), or if
-    it does so in two lines at least ("anna").
+    it does so in two lines at least ("anna"). What speaks about people ("Women") is no name.
     """
     openings = [_NAMED.match(match.group(1)) for match in _LINE.finditer(text)]
     counts = Counter(_name(opening) for opening in openings if opening)
-    names = {name for name, count in counts.items() if count > 1 or _is_name(name)}
+    names = {name for name, n in counts.items() if _is_name(name) or (n > 1 and _may_name(name))}
     frame: list[str] = []
     parts = tuple(_parts(text, names, frame))
     return Document(text, parts, tuple(range(len(parts))), frame, read)
@@ -62,7 +63,11 @@ def _name(opening: re.Match[str]) -> str:
 
 def _is_name(name: str) -> bool:
     words = name.partition(" (")[0].split()
-    return all(word[0].isupper() or word.isdigit() for word in words)
+    return _may_name(name) and all(word[0].isupper() or word.isdigit() for word in words)
+
+
+def _may_name(name: str) -> bool:
+    return NO_NAME.isdisjoint(name.partition(" (")[0].lower().split())
 
 
 def _parts(text: str, names: set[str], frame: list[str]) -> Iterator[Part]:

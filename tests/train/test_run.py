@@ -272,6 +272,9 @@ def test_a_folder_takes_up_no_other_run(
     arguments = [str(path), "--base", str(base), "--authored", str(authored), "--threads", "1"]
     assert main([*arguments, "--out", str(out)]) == 1
     assert "run of another seed" in caplog.text
+    (tmp_path / "origin.json").write_text("{")
+    assert main([*arguments, "--out", str(tmp_path)]) == 1
+    assert "origin.json cannot be read" in caplog.text
     assert (out / "bundle" / MANIFEST).read_bytes() == before
 
 

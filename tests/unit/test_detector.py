@@ -261,3 +261,6 @@ def test_of_two_views_both_say_what_is_weaker(prompt: Prompt, other: float) -> N
     worse = made._worse(verdict(0.9, 0), verdict(other, 1))  # spans that overlap
     assert {span.start for span in (*worse.spans, *worse.weaker)} == {0, 1, 2, 3}
     assert {span.start for span in worse.moved(5).weaker} >= {7, 8}
+    marked = worse.with_weaker()
+    told = [[span.start for span in spans] for spans in (marked.spans, marked.weaker)]
+    assert sorted(map(sorted, told)) == [[0, 2], [1, 3]]  # nothing is forgotten

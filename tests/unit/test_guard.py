@@ -187,6 +187,17 @@ def test_a_sure_quotation_does_not_excuse_what_is_less_sure_outside() -> None:
     assert keeping.moderate(text.replace("are lazy", "agree")).action == "pass"
 
 
+def test_an_insult_in_the_place_of_a_name_is_judged() -> None:
+    named = guard()
+    for text in ("[9:41] Stupid Idiot: ok", "Idiot: hi there\nBob: hi"):
+        result = named.moderate(text)
+        assert "diot" not in result.text
+        assert result.text.endswith(text.rpartition(":")[2])
+        check(result)
+        assert "".join(named.stream(text)) == result.text
+    assert named.moderate("[9:41] Ann Smith: ok\nBob: hi").action == "pass"
+
+
 def test_a_label_flags_by_its_own_threshold() -> None:
     text = "You are an idiot."
     assert guard(threshold=1.0).moderate(text).action == "pass"

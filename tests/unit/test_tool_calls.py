@@ -83,11 +83,13 @@ def test_arguments_in_any_mapping_are_judged(byte_guard: Guard) -> None:
     alone = {"name": "say", "args": MappingProxyType({"t": "You idiot"})}
     within = {"name": "say", "args": {"a": MappingProxyType({"t": "so lazy", "n": 1}), "b": "Hi"}}
     beside = {"name": "say", "args": {"a": MappingProxyType({"n": object}), "b": "You idiot"}}
-    done = byte_guard.moderate_tool_calls([alone, within, beside])
+    keyed = {"name": "say", "args": MappingProxyType({"t": MappingProxyType({(1, 2): "so lazy"})})}
+    done = byte_guard.moderate_tool_calls([alone, within, beside, keyed])
     assert [each.call["args"] for each in done] == [
         {"t": "You person"},
         {"a": {"t": "so person", "n": 1}, "b": "Hi"},
         {"a": {"n": object}, "b": "You person"},
+        {"t": {(1, 2): "so person"}},
     ]
 
 
