@@ -59,7 +59,7 @@ class Verdict:
 
     def with_weaker(self) -> Verdict:
         """The verdict with those of the weaker phrases marked that overlap no other."""
-        spans, weaker = list(self.spans), []
+        spans, weaker = list(self.spans), list[Span]()
         for span in self.weaker:
             (spans if _is_apart(span, spans) else weaker).append(span)
         return replace(self, spans=_in_order(spans), weaker=tuple(weaker))
