@@ -61,8 +61,10 @@ class Verdict:
         """The verdict with those of the weaker phrases marked that overlap no other."""
         spans, weaker = list(self.spans), list[Span]()
         for span in self.weaker:
-            (spans if _is_apart(span, spans) else weaker).append(span)
-        return replace(self, spans=_in_order(spans), weaker=tuple(weaker))
+            apart = all(span.end <= other.start or other.end <= span.start for other in spans)
+            (spans if apart else weaker).append(span)
+        spans.sort(key=lambda span: span.start)
+        return replace(self, spans=tuple(spans), weaker=tuple(weaker))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +163,10 @@ class Detector:
             return verdict
         # Of equal ones the first: the plain view counts before the folded one.
         worse, less = (verdict, other) if verdict.score > other.score else (other, verdict)
-        spans, weaker = list(worse.spans), [*worse.weaker, *less.weaker]
-        for span in less.spans:
-            if span.score >= self._calibration.span_threshold:
-                (spans if _is_apart(span, spans) else weaker).append(span)
-        return replace(worse, spans=_in_order(spans), weaker=tuple(weaker))
+        least = self._calibration.span_threshold
+        sure = tuple(span for span in less.spans if span.score >= least)
+        both = replace(worse, weaker=sure).with_weaker()
+        return replace(both, weaker=(*worse.weaker, *less.weaker, *both.weaker))
 
     def _verdict(
         self,
@@ -189,14 +190,6 @@ class Detector:
         ranges = [piece.ranges[n] for n in tokens]
         spans = _spans(text, segment, ranges, scores.spans[tokens], calibration.span_threshold)
         return Verdict(round(float(score), DIGITS), labels, *spans)
-
-
-def _is_apart(span: Span, others: Iterable[Span]) -> bool:
-    return all(span.end <= other.start or other.end <= span.start for other in others)
-
-
-def _in_order(spans: Iterable[Span]) -> tuple[Span, ...]:
-    return tuple(sorted(spans, key=lambda span: span.start))
 
 
 def moved(spans: Iterable[Span], by: int) -> tuple[Span, ...]:

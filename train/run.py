@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from srllm_guard.models.bundle import Bundle
 from srllm_guard.models.store import find_base
 from srllm_guard.prompt import Prompt
 from srllm_guard.runtime import tokenizer
-from train import finetune
+from train import finetune, kept
 from train.calibrate import calibrate
 from train.config import Config
 from train.corpus import corpus
@@ -146,15 +145,11 @@ def _claim(out: Path, made_of: Mapping[str, Any], team: Team) -> None:
     """Say in `out` what the run is made of; its length and the code may change on the way."""
     path = out / "origin.json"
     wanted = {name: made_of[name] for name in ("seed", "data", "start")}
-    if team.leads:
-        out.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            working = path.with_suffix(".partial")
-            working.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-            working.replace(path)
+    if team.leads and not path.exists():
+        kept.keep(path, [wanted])
     team.wait()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        [found] = kept.rows(path)
         other = [name for name, value in wanted.items() if found[name] != value]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read.", hint="Give another --out.") from error

@@ -22,9 +22,8 @@ def is_prose(text: str) -> bool:
     like; signs may part the words as well ("you,idiot") if only words and numbers stand between
     them, and so may capitals in a hashtag. A single word is when it is written like a sentence: it
     ends with a full stop, question or exclamation mark, or begins with a capital and goes on in
-    small letters.
-    Others are names of things ("in_progress", "PENDING", "idiot"), which a program may compare, so
-    they stay. Words of a script other than Latin need no space.
+    small letters. Others are names of things ("in_progress", "PENDING", "idiot"), which a program
+    may compare, so they stay. Words of a script other than Latin need no space.
     """
     last, rest = 0, []
     for part in protected(text):

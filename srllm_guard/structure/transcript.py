@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from srllm_guard.structure.document import Document
 from srllm_guard.structure.part import Builder, Part
-from srllm_guard.text.segments import NO_NAME
+from srllm_guard.text.segments import may_name
 
 _LINE = re.compile(r"([^\r\n]*+)(?:\r\n|\r|\n|\Z)")
 _TIME = (
@@ -42,7 +42,8 @@ def read(text: str) -> Document:
     """
     openings = [_NAMED.match(match.group(1)) for match in _LINE.finditer(text)]
     counts = Counter(_name(opening) for opening in openings if opening)
-    names = {name for name, n in counts.items() if _is_name(name) or (n > 1 and _may_name(name))}
+    twice = {name for name, n in counts.items() if n > 1 and may_name(_words(name))}
+    names = twice | set(filter(_is_name, counts))
     frame: list[str] = []
     parts = tuple(_parts(text, names, frame))
     return Document(text, parts, tuple(range(len(parts))), frame, read)
@@ -62,12 +63,13 @@ def _name(opening: re.Match[str]) -> str:
 
 
 def _is_name(name: str) -> bool:
-    words = name.partition(" (")[0].split()
-    return _may_name(name) and all(word[0].isupper() or word.isdigit() for word in words)
+    words = _words(name)
+    return may_name(words) and all(word[0].isupper() or word.isdigit() for word in words.split())
 
 
-def _may_name(name: str) -> bool:
-    return NO_NAME.isdisjoint(name.partition(" (")[0].lower().split())
+def _words(name: str) -> str:
+    """A name without what stands in brackets behind it."""
+    return name.partition(" (")[0]
 
 
 def _parts(text: str, names: set[str], frame: list[str]) -> Iterator[Part]:

@@ -86,12 +86,12 @@ _ROLE = re.compile(
     r"(?:\*\*:|:\*\*|:)\s++"
 )
 _SPEAKER = re.compile(rf"({_NAME})\s?:\s++(?=\S)")
-NO_NAME = _words(
+# Words that head a line like a name does, but speak about the line or about people.
+_NO_NAME = _words(
     "note notes warning error summary title subject pros cons example examples answer question "
     "result results tip update edit women men girls boys blacks whites jews muslims christians "
     "asians immigrants migrants gays lesbians liberals conservatives democrats republicans idiots"
 )
-"""Words that head a line like a name does, but speak about the line or about people."""
 
 _CJK_STOP = "。！？｡"
 STOP = re.compile(
@@ -189,8 +189,13 @@ def names_speaker(text: str, start: int, end: int) -> bool:
     return name is not None and _is_name(name.group(1))
 
 
+def may_name(words: str) -> bool:
+    """Whether words may be the name of a speaker: none of them speaks about people or the line."""
+    return _NO_NAME.isdisjoint(words.lower().split())
+
+
 def _is_name(words: str) -> bool:
-    return all(word[0].isupper() and word.lower() not in NO_NAME for word in words.split())
+    return may_name(words) and all(word[0].isupper() for word in words.split())
 
 
 def ends_sentence(text: str, begin: int, end: int, match: re.Match[str]) -> bool:
