@@ -24,11 +24,11 @@ _CHOICES = {
 _NATURAL = {
     *("r", "alpha", "layer", "dim", "blocks", "epochs", "max_length"),
     *("rewriting_tokens", "detection_tokens", "save_every", "evaluate_every"),
-    "authored_turns",
+    *("authored_turns", "most", "tokens"),
 }
 """Settings that are at least 1."""
 
-_SHARES = ("copies", "noisy_marks", "detected_marks", "warmup", "dropout")
+_SHARES = ("average", "copies", "noisy_marks", "detected_marks", "warmup", "dropout")
 """Settings that are at most 1."""
 
 
@@ -99,16 +99,39 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """Heads fitted anew on the finished adapter, see `train.refit`."""
+    """Heads fitted on the finished adapter, see `train.refit`."""
 
     layer: int
     """The layer whose states they read."""
+    fresh: bool = True
+    """Whether they are new; else those of the run go on, which must read this layer."""
     epochs: int = 5
     lr: float = 1e-3
+    schedule: str = "cosine"
+    """As in `Training`, without a warm-up for new heads."""
+    average: float = 0.0
+    """The heads are a running mean of what they were after each step, in which a step keeps this
+    share of the mean before; 0 keeps the last."""
     authored_turns: int = 2
     """How often an epoch has the authored records, each time in other groupings."""
     detection: dict[str, int] = field(default_factory=dict)
     """Source -> examples, drawn once; 0 takes all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """The last stage: rewriting tuned by what readers said, see `train.preference`."""
+
+    epochs: int = 2
+    lr: float = 1e-4
+    beta: float = 0.2
+    """How strongly the model is held to what it said before; less is freer."""
+    anchor: float = 0.1
+    """Weight of the cross-entropy of good rewrites."""
+    most: int = 4
+    """Bad rewrites of a segment that are learned from."""
+    tokens: int = 2048
+    """Padded tokens of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +191,17 @@ class Config:
     training: Training = Training()
     refit: Refit | None = None
     """None keeps the heads of the joint training."""
+    preference: Preference | None = None
+    """None leaves the rewriter as it was trained."""
     likelihood: float | None = None
     """`Calibration.likelihood` of the bundle, at most 0; chosen by reading rewrites of dev texts,
     and put in by `train.recalibrate`."""
+
+    @property
+    def only_tunes(self) -> bool:
+        """Whether there is no joint training, but only what comes after it."""
+        trained = self.data.rewriting or self.data.detection
+        return not trained and bool(self.refit or self.preference)
 
     @classmethod
     def from_toml(cls, path: Path) -> Config:
@@ -194,6 +225,7 @@ class Config:
             "data": Data,
             "training": Training,
             "refit": Refit,
+            "preference": Preference,
         }
         parts: dict[str, Any] = {"name": path.stem}
         for key, value in content.items():

@@ -27,6 +27,9 @@ DEV = sources.Options(edos_negatives=True)
 FOR_THRESHOLDS = 0.25
 """Share of the safe sets that thresholds are chosen by."""
 
+READINGS = "readings"
+"""Folder of `train.readings` within that of the authored records."""
+
 EVALUATION = ("dev", "bench", "judge", "safe")
 """Folders of the data whose texts are for evaluation alone."""
 

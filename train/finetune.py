@@ -65,7 +65,7 @@ def train(
     for (number, step), last in _marking_last(left):
         if _stopped(state, settings):
             break
-        factor = _schedule(number, total, settings.warmup, settings.schedule)
+        factor = schedule(number, total, settings.warmup, settings.schedule)
         for group, rate in zip(optim.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         row = _one_step(model, step, (settings.seed, number), device, team, settings.unlikelihood)
@@ -177,7 +177,8 @@ def _moved(batch: Any, device: torch.device) -> Any:
     return type(batch)(*(getattr(batch, name).to(device) for name in batch.__slots__))
 
 
-def _schedule(step: int, total: int, warmup: float, kind: str) -> float:
+def schedule(step: int, total: int, warmup: float, kind: str) -> float:
+    """Share of the learning rate at a step, after a warm-up that is a share of all steps."""
     rise = max(1, round(total * warmup))
     if step < rise:
         return (step + 1) / rise

@@ -40,9 +40,11 @@ class Model(nn.Module):
         return model
 
     def freeze_detection(self) -> None:
-        """Train nothing that detection reads: neither heads nor the adapter up to their layer."""
-        self.heads.requires_grad_(False)
-        self.freeze_layers(self.layer)
+        """Train all of the adapter, and nothing else, that detection does not read."""
+        self.requires_grad_(False)
+        for layer in self.language.get_base_model().model.layers[self.layer :]:
+            for name, parameter in layer.named_parameters():
+                parameter.requires_grad_("lora_" in name)
 
     def freeze_layers(self, count: int) -> None:
         """Do not train the adapter of the first `count` layers; no gradient goes through them."""
@@ -55,19 +57,27 @@ class Model(nn.Module):
         `unlikelihood` weighs that of copying on where the answer leaves its source (Welleck et al.,
         2020): a mean over those places.
         """
-        base = self.language.get_base_model()
-        # Padding is at the right, so a causal model needs no mask for it.
-        hidden = base.model(input_ids=batch.ids, use_cache=False).last_hidden_state
-        wanted = batch.labels[:, 1:] != rewriting.IGNORED
-        logits = base.lm_head(hidden[:, :-1][wanted])
-        loss = F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted])
+        logits, wanted = self._answers(batch.ids, batch.labels)
+        loss = F.cross_entropy(logits, batch.labels[:, 1:][wanted])
         copied = batch.copied[:, 1:][wanted]
         left = copied != rewriting.IGNORED
         if unlikelihood and left.any():
-            chances = logits[left].float().log_softmax(-1)
+            chances = logits[left].log_softmax(-1)
             copying = chances.gather(-1, copied[left][:, None]).exp()
             loss = loss - unlikelihood * torch.log1p(-copying.clamp(max=1 - 1e-6)).mean()
         return loss
+
+    def answers(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of each token of the answers, row by row, and where in `[B, T - 1]`."""
+        logits, wanted = self._answers(ids, labels)
+        return -F.cross_entropy(logits, labels[:, 1:][wanted], reduction="none"), wanted
+
+    def _answers(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        base = self.language.get_base_model()
+        # Padding is at the right, so a causal model needs no mask for it.
+        hidden = base.model(input_ids=ids, use_cache=False).last_hidden_state
+        wanted = labels[:, 1:] != rewriting.IGNORED
+        return base.lm_head(hidden[:, :-1][wanted]).float(), wanted
 
     def judge(self, batch: detection.Batch) -> tuple[Tensor, Tensor]:
         """Label logits `[B, S, N_LOGITS]` and span logits `[B, T, categories]`."""

@@ -23,7 +23,7 @@ from srllm_guard.models.bundle import (
     write_manifest,
 )
 from train.config import Config
-from train.corpus import files, names
+from train.corpus import READINGS, files, names
 from train.model import Model
 from train.revision import revision
 from train.sources import HUB_DATASET
@@ -123,10 +123,12 @@ def data_hashes(config: Config, data: Path | None, authored: Path) -> dict[str, 
 
     A set on the Hub has its name in place of a hash.
     """
+    paths_of = {name: files(config, name, data, authored) for name in names(config)}
+    if config.preference is not None:
+        paths_of[READINGS] = sorted((authored / READINGS).glob("*.jsonl"))
     found = {}
-    for name in names(config):
+    for name, paths in paths_of.items():
         digest = hashlib.sha256()
-        paths = files(config, name, data, authored)
         for path in paths:
             digest.update(path.read_bytes())
         found[name] = digest.hexdigest() if paths else HUB_DATASET

@@ -1,14 +1,14 @@
-"""Fit the detection heads anew on the finished adapter, at the layer that reads best.
+"""Fit the detection heads on the finished adapter, at the layer that reads best.
 
 Joint training shapes the adapter and its heads together, on a layer early enough to be cheap to
 train through. Once the adapter stands still, its hidden states can be computed once and kept, and
-heads for any layer are fitted on them in minutes.
+heads for any layer are fitted on them in minutes; or those that there are learn from new records.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,13 +26,16 @@ from train.batching import by_length
 from train.config import Config, Refit
 from train.epochs import Corpus, drawn
 from train.evaluation import Judge, batches, judged
-from train.finetune import precision
+from train.finetune import precision, schedule
 from train.model import Model
 
 log = logging.getLogger("train")
 
 TOKENS = 2048
 """Padded tokens of a batch."""
+
+WARMUP = 0.03
+"""Share of all steps in which heads that go on get used to the rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,17 @@ class Seen:
 
 
 def refit(model: Model, corpus: Corpus, prompt: Prompt, config: Config, settings: Refit) -> Model:
-    """The model with new heads on the layer that the settings name."""
+    """The model with heads on the layer that the settings name.
+
+    Raises:
+        ConfigError: the settings name no source, or heads are to go on that read another layer.
+    """
+    if not settings.fresh and settings.layer != model.layer:
+        raise ConfigError(
+            f"The heads read layer {model.layer}, [refit] of {config.name} is for layer "
+            f"{settings.layer}.",
+            hint="Only new heads can read another layer: leave fresh out.",
+        )
     seed, layers = config.training.seed, (settings.layer,)
     heads = fitted(model, corpus, prompt, settings, seed, layers)
     return model.with_heads(heads[settings.layer], settings.layer)
@@ -79,25 +92,44 @@ def fitted(
     trunk = Trunk(model.language.get_base_model().model, max(layers))
     train = [see(trunk, group, layers) for group in tqdm(by_length(items, len, TOKENS, seed))]
     own = batches(corpus.dev.get("cmd", []), prompt)
-    heads = {layer: DetectionHeads(model.heads.config) for layer in layers}
+    heads = {layer: _start(model, settings) for layer in layers}
+    means = copy.deepcopy(heads) if settings.average else heads
     optimizers = {
         layer: torch.optim.AdamW(each.parameters(), lr=settings.lr, weight_decay=0.05)
         for layer, each in heads.items()
     }
     dev = [see(trunk, group, layers) for group in own]
     total, step = settings.epochs * len(train), 0
+    warmup = 0.0 if settings.fresh else WARMUP
     for epoch in range(settings.epochs):
         random.Random(seed + epoch).shuffle(train)
         for seen in tqdm(train, unit="batch", desc=f"heads, epoch {epoch + 1}"):
-            rate = settings.lr * 0.5 * (1 + math.cos(math.pi * step / total))
+            rate = settings.lr * schedule(step, total, warmup, settings.schedule)
             for layer, each in heads.items():
                 optimizers[layer].param_groups[0]["lr"] = rate
                 _one_step(each.train(), seen, layer, optimizers[layer])
+                if settings.average:
+                    _add(means[layer], each, settings.average, step)
             step += 1
-        for layer, each in heads.items():
+        for layer, each in means.items():
             found = judged(own, _judge(each.eval(), layer, dev))
             log.info("layer %d, epoch %d, authored dev: %s", layer, epoch + 1, found.figures())
+    return means
+
+
+def _start(model: Model, settings: Refit) -> DetectionHeads:
+    if settings.fresh:
+        return DetectionHeads(model.heads.config)
+    heads: DetectionHeads = copy.deepcopy(model.heads).cpu().requires_grad_()
     return heads
+
+
+def _add(mean: DetectionHeads, heads: DetectionHeads, share: float, step: int) -> None:
+    """Take the heads into their running mean, which of few steps is that of all."""
+    keep = min(share, (step + 1) / (step + 10))
+    with torch.no_grad():
+        for old, new in zip(mean.parameters(), heads.parameters(), strict=True):
+            old.lerp_(new, 1 - keep)
 
 
 def see(trunk: Trunk, items: Sequence[detection.Item], layers: Sequence[int]) -> Seen:

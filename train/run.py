@@ -30,13 +30,15 @@ from srllm_guard.runtime import tokenizer
 from train import finetune, kept
 from train.calibrate import calibrate
 from train.config import Config
-from train.corpus import corpus
+from train.corpus import READINGS, corpus
 from train.deletions import deletions
 from train.detected import detected
 from train.fast import compiled
-from train.model import build, load
+from train.model import Model, build, load
 from train.package import origin, write_bundle
 from train.plots import loss_curves
+from train.preference import prefer
+from train.readings import read
 from train.refit import refit
 from train.schema import SchemaError
 from train.team import Team
@@ -99,35 +101,28 @@ def run(
     weights = find_base(config.base, base)
     torch.manual_seed(config.training.seed)
     first = None if start is None else Bundle.load(start)
-    model = build(config, weights) if first is None else load(config, first, weights, grow=True)
-    moves = model.layer != config.heads.layer
-    if config.training.rewriting_only and (config.refit or config.data.detection or moves):
-        raise ConfigError(
-            f"{config.name} trains rewriting only, and fits detection anew.",
-            hint="Leave [refit] and [data.detection] out, and keep the layer of the heads.",
-        )
-    if moves:
-        model = model.with_heads(model.heads, config.heads.layer)
-    if torch.cuda.is_available():
-        model.to("cuda")
+    model = _model(config, first, weights)
     prompt = Prompt(tokenizer(weights), config.prompt)
     found = corpus(config, data, authored)
     made_of = origin(config, data, authored, None if first is None else first.hash)
     team = Team.join()
     _claim(out, made_of, team)
-    model.freeze_layers(config.training.frozen_layers)
-    if config.training.rewriting_only:
-        model.freeze_detection()
     if config.data.deletions:
         found.deletions.extend(deletions(config, start, weights, prompt, found, out, team))
     if config.data.detected_marks:
         found.detected.update(detected(config, start, weights, found, out, team))
-    with compiled(model) if config.training.compile else nullcontext():
-        history = finetune.train(model, found, prompt, config, out, team)
+    history = []
+    if not config.only_tunes:
+        with compiled(model) if config.training.compile else nullcontext():
+            history = finetune.train(model, found, prompt, config, out, team)
+    if config.preference is not None:
+        said = read(authored / READINGS)
+        prefer(model, said, prompt, config.preference, config.training.seed, team)
     team.leave()
     if not team.leads:
         return out / "bundle"
-    loss_curves(history, out / "loss.png", out / "loss.json")
+    if history:
+        loss_curves(history, out / "loss.png", out / "loss.json")
     if config.refit is not None:
         model = refit(model, found, prompt, config, config.refit)
     if first is not None and config.training.rewriting_only:
@@ -139,6 +134,25 @@ def run(
     folder = write_bundle(out / "bundle", model, config, calibration, metrics, made_of)
     log.info("bundle: %s", folder)
     return folder
+
+
+def _model(config: Config, first: Bundle | None, weights: Path) -> Model:
+    """What the run begins with, on its device, all frozen that it does not train."""
+    model = build(config, weights) if first is None else load(config, first, weights, grow=True)
+    moves = model.layer != config.heads.layer
+    if config.training.rewriting_only and (config.refit or config.data.detection or moves):
+        raise ConfigError(
+            f"{config.name} trains rewriting only, and fits detection anew.",
+            hint="Leave [refit] and [data.detection] out, and keep the layer of the heads.",
+        )
+    if moves:
+        model = model.with_heads(model.heads, config.heads.layer)
+    if torch.cuda.is_available():
+        model.to("cuda")
+    if config.training.rewriting_only:
+        model.freeze_detection()
+    model.freeze_layers(config.training.frozen_layers)
+    return model
 
 
 def _claim(out: Path, made_of: Mapping[str, Any], team: Team) -> None:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from srllm_guard.errors import ConfigError
-from srllm_guard.models.bundle import Bundle
+from srllm_guard.models.bundle import ADAPTER, HEADS, Bundle
 from srllm_guard.prompt import Prompt
 from tests.train.conftest import CONFIG
 from train import detection, refit
@@ -56,6 +57,48 @@ def test_the_bundle_names_the_layer_of_the_new_heads(
     arguments = [str(tmp_path / "tiny.toml"), "--base", str(base), "--authored", str(authored)]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--threads", "1"]) == 0
     assert Bundle.load(tmp_path / "out" / "bundle").manifest.layer == 1
+
+
+def test_heads_go_on_alone_as_a_running_mean(
+    base: Path, authored: Path, prompt: Prompt, tmp_path: Path
+) -> None:
+    arguments = ["--base", str(base), "--authored", str(authored), "--threads", "1"]
+    (tmp_path / "tiny.toml").write_text(CONFIG.replace("epochs = 4", "epochs = 1"))
+    first = tmp_path / "first"
+    assert main([str(tmp_path / "tiny.toml"), *arguments, "--out", str(first)]) == 0
+    start = ["--from-bundle", str(first / "bundle")]
+    plain = CONFIG.replace("[data.detection]\ncmd = 0\n", "").replace(
+        "[data.rewriting]\ncmd = 0\n", ""
+    )
+    further = REFIT.replace("layer = 1", "layer = 2\nfresh = false\nlr = 1e-2")
+    found = {}
+    for name, more in (("last", ""), ("mean", "average = 0.9\n")):
+        path = tmp_path / f"{name}.toml"
+        path.write_text(plain + further.replace("epochs = 1", f"epochs = 1\n{more}"))
+        assert main([str(path), *arguments, *start, "--out", str(tmp_path / name)]) == 0
+        found[name] = load_file(tmp_path / name / "bundle" / HEADS)
+        adapters = (
+            load_file(each / ADAPTER) for each in (first / "bundle", tmp_path / name / "bundle")
+        )
+        for one, other in zip(*(sorted(part.items()) for part in adapters), strict=True):
+            assert one[0] == other[0]
+            assert torch.equal(one[1], other[1])
+        assert not (tmp_path / name / "loss.json").exists()
+    before = load_file(first / "bundle" / HEADS)
+
+    def away(name: str) -> float:
+        return sum(float((found[name][key] - value).abs().sum()) for key, value in before.items())
+
+    assert 0 < away("mean") < away("last")
+    config = Config.from_toml(tmp_path / "mean.toml")
+    with pytest.raises(ConfigError, match="read layer 2"):
+        refit.refit(
+            build(config, base),
+            corpus(config, None, authored),
+            prompt,
+            config,
+            Refit(layer=1, fresh=False, detection={"cmd": 0}),
+        )
 
 
 def test_a_source_that_only_the_new_heads_read_is_loaded(tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""Teach the rewriter which of its own rewrites readers would sign.
+
+Direct preference optimisation (Rafailov et al., 2023) on the readings of `train.readings`: of two
+rewrites of one segment the good one is to gain on the other, against the model that the stage
+starts from. The likelihood of a rewrite, by which the guard decides whether to release it, thereby
+comes to say whether it is good. An anchor, the cross-entropy of the good ones, keeps them likely.
+
+Nothing is trained but the adapter behind the detection layer: what is detected stays as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from tqdm import tqdm
+
+from srllm_guard.errors import ConfigError
+from srllm_guard.prompt import Prompt
+from train import rewriting
+from train.batching import by_length
+from train.config import Preference
+from train.finetune import precision, schedule
+from train.model import Model
+from train.readings import Reading
+from train.rewriting import Item
+from train.sources import held_out
+from train.team import ALONE, Team
+
+log = logging.getLogger("train")
+
+HELD_OUT = 0.1
+"""Share of the readings that are not learned from, but tell whether it worked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two rewrites of one segment, of which a reader would sign the first."""
+
+    better: Item
+    worse: Item
+
+    def __len__(self) -> int:
+        return max(len(self.better), len(self.worse))
+
+
+def prefer(
+    model: Model,
+    readings: Sequence[Reading],
+    prompt: Prompt,
+    settings: Preference,
+    seed: int,
+    team: Team = ALONE,
+) -> None:
+    """Tune `model` in place; logs how well likelihood tells good rewrites of held-out readings.
+
+    A team shares the pairs of each step.
+
+    Raises:
+        ConfigError: no reading has both a good and a bad rewrite.
+    """
+    learned = [each for each in readings if not held_out(each.source, HELD_OUT)]
+    others = [each for each in readings if held_out(each.source, HELD_OUT)]
+    found = [pair for each in learned for pair in pairs(each, prompt, settings.most)]
+    if not found:
+        raise ConfigError(
+            "There is no pair of a good and a bad rewrite to learn from.",
+            hint="Give readings with both, or leave [preference] out.",
+        )
+    model.freeze_detection()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
+    model.eval()  # as it is when it proposes; there is nothing to drop
+    known = _known(model, found)
+    if team.leads:
+        log.info("likelihood of held-out readings, AUROC: %s", telling(model, others, prompt))
+    # Two parts a step, so that two processes have one each.
+    batches = [
+        batch
+        for epoch in range(settings.epochs)
+        for batch in by_length(found, len, settings.tokens // 2, seed * 1000 + epoch)
+    ]
+    for number, batch in enumerate(tqdm(batches, unit="step", disable=not team.leads)):
+        optimizer.param_groups[0]["lr"] = settings.lr * schedule(
+            number, len(batches), 0.05, "cosine"
+        )
+        parts = [part for part in (batch[::2], batch[1::2]) if part]
+        for part in team.mine(parts, [float(len(part)) for part in parts]):
+            cost = loss(model, part, [known[id(pair)] for pair in part], settings)
+            (cost * (len(part) / len(batch))).backward()
+        team.add_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    if team.leads:
+        log.info("and then: %s", telling(model, others, prompt))
+
+
+def pairs(reading: Reading, prompt: Prompt, most: int) -> Iterator[Pair]:
+    """Each of at most `most` bad rewrites with a good one, all of which take turns."""
+    asked = prompt.rewrite(reading.source, reading.marks, reading.context)
+    good = [Item(asked, prompt.target(text)) for text in reading.good]
+    draw = random.Random(reading.source)
+    bad = draw.sample(reading.bad, min(most, len(reading.bad)))
+    for number, text in enumerate(bad if good else []):
+        yield Pair(good[number % len(good)], Item(asked, prompt.target(text)))
+
+
+def loss(
+    model: Model, found: Sequence[Pair], known: Sequence[tuple[float, float]], settings: Preference
+) -> Tensor:
+    """The mean cost of pairs whose log-probabilities under the model before are `known`."""
+    items = [*(pair.better for pair in found), *(pair.worse for pair in found)]
+    chances, lengths = log_probabilities(model, items)
+    better, worse = chances.chunk(2)
+    before = torch.tensor(known, device=chances.device)
+    margin = settings.beta * ((better - before[:, 0]) - (worse - before[:, 1]))
+    anchor = -(better / lengths[: len(found)]).mean()
+    return -F.logsigmoid(margin).mean() + settings.anchor * anchor
+
+
+def log_probabilities(model: Model, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
+    """Log-probability of each item's answer as a whole, and its number of tokens, both `[B]`."""
+    device = next(model.heads.parameters()).device
+    batch = rewriting.collate(items)
+    with precision(device):
+        each, wanted = model.answers(batch.ids.to(device), batch.labels.to(device))
+    rows = torch.arange(len(items), device=device)[:, None].expand_as(wanted)[wanted]
+    return each.new_zeros(len(items)).index_add(0, rows, each), wanted.sum(1)
+
+
+def telling(model: Model, readings: Sequence[Reading], prompt: Prompt) -> float | None:
+    """AUROC of likelihood as a sign of a good rewrite; None where only one sort is there."""
+    items, truth = [], []
+    for reading in readings:
+        asked = prompt.rewrite(reading.source, reading.marks, reading.context)
+        for text, verdict in reading.rewrites.items():
+            items.append(Item(asked, prompt.target(text)))
+            truth.append(verdict == "good")
+    if len(set(truth)) < 2:
+        return None
+    return round(float(roc_auc_score(truth, _chances(model, items))), 4)
+
+
+def _known(model: Model, found: Sequence[Pair]) -> dict[int, tuple[float, float]]:
+    """Log-probabilities of both rewrites of each pair before anything is learned."""
+    better = _chances(model, [pair.better for pair in found])
+    worse = _chances(model, [pair.worse for pair in found])
+    return {id(pair): (b, w) for pair, b, w in zip(found, better, worse, strict=True)}
+
+
+def _chances(model: Model, items: Sequence[Item], tokens: int = 4096) -> list[float]:
+    found = [0.0] * len(items)
+    numbered = list(enumerate(items))
+    with torch.no_grad():
+        for group in by_length(numbered, lambda each: len(each[1]), tokens, 0):
+            chances, _ = log_probabilities(model, [item for _, item in group])
+            for (number, _), chance in zip(group, chances.tolist(), strict=True):
+                found[number] = chance
+    return found
