@@ -108,10 +108,10 @@ class Refit:
     epochs: int = 5
     lr: float = 1e-3
     schedule: str = "cosine"
-    """As in `Training`, without a warm-up for new heads."""
+    """As in `Training`; only heads that go on have a warm-up."""
     average: float = 0.0
     """The heads are a running mean of what they were after each step, in which a step keeps this
-    share of the mean before; 0 keeps the last."""
+    share of the mean before (less at the beginning); 0 keeps the last."""
     authored_turns: int = 2
     """How often an epoch has the authored records, each time in other groupings."""
     detection: dict[str, int] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class Refit:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """The last stage: rewriting tuned by what readers said, see `train.preference`."""
+    """Rewriting tuned by what readers said, after joint training; see `train.preference`."""
 
     epochs: int = 2
     lr: float = 1e-4

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from srllm_guard.errors import ConfigError
-from train import rewriting, sources
+from train import readings, rewriting, sources
 from train.config import Config
 from train.epochs import Corpus
 from train.example import Example, labelled
@@ -41,7 +41,8 @@ def corpus(config: Config, data: Path | None, authored: Path) -> Corpus:
     evaluation, are dropped.
 
     Raises:
-        ConfigError: a source needs the data folder and none was given, or it lacks the source.
+        ConfigError: a source needs the data folder and none was given, or it lacks the source;
+            there are no readings, and the configuration learns from them.
     """
     options = sources.Options(edos_negatives=config.data.edos_negatives)
     train: dict[str, list[Example]] = {}
@@ -69,7 +70,20 @@ def corpus(config: Config, data: Path | None, authored: Path) -> Corpus:
         {k: sources.without(v, held) for k, v in train.items()},
         dev,
         [] if data is None else ordinary(data),
+        readings=[] if config.preference is None else _readings(config, authored, held),
     )
+
+
+def _readings(config: Config, authored: Path, held: list[str]) -> list[readings.Reading]:
+    own = [e.text for split in ("dev", "test") for e in sources.load(authored, "cmd", split)]
+    found = readings.read(authored / READINGS)
+    if not found:
+        raise ConfigError(
+            f"{config.name} learns from readings, and there are none in {authored / READINGS}.",
+            hint="Check --authored, or leave [preference] out.",
+        )
+    barred = {sources.plain(text) for text in (*held, *own)}
+    return [each for each in found if sources.plain(each.source) not in barred]
 
 
 def variations(examples: Iterable[Example]) -> list[Example]:

@@ -15,6 +15,7 @@ from train import detection, rewriting
 from train.batching import by_length
 from train.config import Config
 from train.example import Example, Span
+from train.readings import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Corpus:
     """Pairs that `train.deletions` made of the training examples."""
     detected: dict[str, tuple[Span, ...]] = field(default_factory=dict)
     """Spans that `train.detected` found in training examples, by text."""
+    readings: list[Reading] = field(default_factory=list)
+    """What readers said of rewrites."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,8 @@ def train(
         if due and team.leads:
             checkpoint.save(folder, model, optim, state)
     bar.close()
-    if settings.patience and team.leads:
+    if settings.patience:
+        team.wait()
         checkpoint.restore_best(folder, model)
     model.eval()
     return state.history

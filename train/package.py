@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def origin(
     """What a model is made of, as it is now: `start` is the hash of the bundle it goes on from."""
     return {
         "seed": config.training.seed,
-        "epochs": config.training.epochs,
+        "epochs": 0 if config.only_tunes else config.training.epochs,
         "data": data_hashes(config, data, authored),
         "revision": revision(),
         "start": start,
@@ -123,16 +123,20 @@ def data_hashes(config: Config, data: Path | None, authored: Path) -> dict[str, 
 
     A set on the Hub has its name in place of a hash.
     """
-    paths_of = {name: files(config, name, data, authored) for name in names(config)}
-    if config.preference is not None:
-        paths_of[READINGS] = sorted((authored / READINGS).glob("*.jsonl"))
     found = {}
-    for name, paths in paths_of.items():
-        digest = hashlib.sha256()
-        for path in paths:
-            digest.update(path.read_bytes())
-        found[name] = digest.hexdigest() if paths else HUB_DATASET
+    for name in names(config):
+        paths = files(config, name, data, authored)
+        found[name] = _hash(paths) if paths else HUB_DATASET
+    if config.preference is not None:
+        found[READINGS] = _hash(sorted((authored / READINGS).glob("*.jsonl")))
     return found
+
+
+def _hash(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _halve(path: Path) -> None:

@@ -25,7 +25,7 @@ from srllm_guard.errors import ConfigError
 from srllm_guard.prompt import Prompt
 from train import rewriting
 from train.batching import by_length
-from train.config import Preference
+from train.config import Config, Preference
 from train.finetune import precision, schedule
 from train.model import Model
 from train.readings import Reading
@@ -54,8 +54,8 @@ def prefer(
     model: Model,
     readings: Sequence[Reading],
     prompt: Prompt,
+    config: Config,
     settings: Preference,
-    seed: int,
     team: Team = ALONE,
 ) -> None:
     """Tune `model` in place; logs how well likelihood tells good rewrites of held-out readings.
@@ -63,7 +63,7 @@ def prefer(
     A team shares the pairs of each step.
 
     Raises:
-        ConfigError: no reading has both a good and a bad rewrite.
+        ConfigError: no reading has both a good and a bad rewrite, or all layers are frozen.
     """
     learned = [each for each in readings if not held_out(each.source, HELD_OUT)]
     others = [each for each in readings if held_out(each.source, HELD_OUT)]
@@ -74,12 +74,18 @@ def prefer(
             hint="Give readings with both, or leave [preference] out.",
         )
     model.freeze_detection()
+    model.freeze_layers(config.training.frozen_layers)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ConfigError(
+            f"No layer behind {model.layer}, which detection reads, is left to tune.",
+            hint="Let frozen_layers be less, or leave [preference] out.",
+        )
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
-    model.eval()  # as it is when it proposes; there is nothing to drop
     known = _known(model, found)
     if team.leads:
         log.info("likelihood of held-out readings, AUROC: %s", telling(model, others, prompt))
+    seed = config.training.seed
     # Two parts a step, so that two processes have one each.
     batches = [
         batch
@@ -90,8 +96,9 @@ def prefer(
         optimizer.param_groups[0]["lr"] = settings.lr * schedule(
             number, len(batches), 0.05, "cosine"
         )
-        parts = [part for part in (batch[::2], batch[1::2]) if part]
-        for part in team.mine(parts, [float(len(part)) for part in parts]):
+        parts = [(n, batch[n::2]) for n in range(min(2, len(batch)))]
+        for n, part in team.mine(parts, [float(len(part)) for _, part in parts]):
+            torch.manual_seed(hash((seed, number, n)))
             cost = loss(model, part, [known[id(pair)] for pair in part], settings)
             (cost * (len(part) / len(batch))).backward()
         team.add_gradients(parameters)
@@ -156,6 +163,8 @@ def _known(model: Model, found: Sequence[Pair]) -> dict[int, tuple[float, float]
 
 
 def _chances(model: Model, items: Sequence[Item], tokens: int = 4096) -> list[float]:
+    """Log-probability of each item's answer, as the model is in use; it is left in training."""
+    model.eval()
     found = [0.0] * len(items)
     numbered = list(enumerate(items))
     with torch.no_grad():
@@ -163,4 +172,5 @@ def _chances(model: Model, items: Sequence[Item], tokens: int = 4096) -> list[fl
             chances, _ = log_probabilities(model, [item for _, item in group])
             for (number, _), chance in zip(group, chances.tolist(), strict=True):
                 found[number] = chance
+    model.train()
     return found

@@ -2,13 +2,13 @@
 
 One JSON object a line: `record`, the id of the authored record; `source`, the segment; `context`,
 what the rewriter was shown before it; `marks`, the ranges of `source` that it was shown as unsafe;
-`rewrites`, each with its `text` and its `verdict`, one of `VERDICTS`. `train/readings/README.md`
-says how they were made.
+`rewrites`, each with its `text` and its `verdict`, one of `VERDICTS`. `train/data/README.md` says
+how they were made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,23 +50,24 @@ def read(folder: Path) -> list[Reading]:
         SchemaError: a line is no reading; the message names file and line.
     """
     return [
-        found
+        _parsed(row, place)
         for path in sorted(folder.glob("*.jsonl"))
         for place, row in json_lines(path)
-        for found in _parsed(row, place)
     ]
 
 
-def _parsed(row: Any, place: str) -> Iterator[Reading]:
+def _parsed(row: Any, place: str) -> Reading:
     try:
-        marks = tuple((int(start), int(end)) for start, end in row["marks"])
-        rewrites = {str(each["text"]): str(each["verdict"]) for each in row["rewrites"]}
-        found = Reading(row["record"], row["source"], row["context"], marks, rewrites)
-    except (KeyError, TypeError, ValueError) as error:
-        raise SchemaError(f"{place}: no reading ({type(error).__name__} at {error})") from None
-    if unknown := sorted(set(rewrites.values()) - set(VERDICTS)):
-        raise SchemaError(f"{place}: verdict {unknown[0]!r} is not one of {', '.join(VERDICTS)}")
-    ends = [0, *(at for mark in marks for at in mark), len(found.source)]
-    if not marks or ends != sorted(ends):
+        rewrites = {each["text"]: each["verdict"] for each in row["rewrites"]}
+        marks = tuple((start, end) for start, end in row["marks"])
+        texts = row["record"], row["source"], row["context"], *rewrites
+        ends = [0, *(at for mark in marks for at in mark), len(row["source"])]
+    except (KeyError, TypeError, ValueError):
+        raise SchemaError(f"{place}: no reading; `train.readings` says what it has") from None
+    if not all(isinstance(text, str) for text in texts):
+        raise SchemaError(f"{place}: a text that is no string")
+    if not rewrites or not set(rewrites.values()) <= set(VERDICTS):
+        raise SchemaError(f"{place}: a rewrite without a verdict of {', '.join(VERDICTS)}")
+    if not marks or not all(type(at) is int for at in ends) or ends != sorted(ends):
         raise SchemaError(f"{place}: the marks are not in order within the source")
-    yield found
+    return Reading(*texts[:3], marks, rewrites)

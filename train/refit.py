@@ -125,7 +125,7 @@ def _start(model: Model, settings: Refit) -> DetectionHeads:
 
 
 def _add(mean: DetectionHeads, heads: DetectionHeads, share: float, step: int) -> None:
-    """Take the heads into their running mean, which of few steps is that of all."""
+    """Take the heads into their running mean; as long as there were few steps, they weigh more."""
     keep = min(share, (step + 1) / (step + 10))
     with torch.no_grad():
         for old, new in zip(mean.parameters(), heads.parameters(), strict=True):

@@ -30,7 +30,7 @@ from srllm_guard.runtime import tokenizer
 from train import finetune, kept
 from train.calibrate import calibrate
 from train.config import Config
-from train.corpus import READINGS, corpus
+from train.corpus import corpus
 from train.deletions import deletions
 from train.detected import detected
 from train.fast import compiled
@@ -38,7 +38,6 @@ from train.model import Model, build, load
 from train.package import origin, write_bundle
 from train.plots import loss_curves
 from train.preference import prefer
-from train.readings import read
 from train.refit import refit
 from train.schema import SchemaError
 from train.team import Team
@@ -95,7 +94,8 @@ def run(
 
     Raises:
         ConfigError: `out` holds a run with another seed, of other data or from another bundle;
-            rewriting alone is trained, and detection fitted anew.
+            rewriting alone is trained, and detection fitted anew; what only tunes a bundle has
+            none, or its heads are to read another layer.
     """
     config = Config.from_toml(config_path)
     weights = find_base(config.base, base)
@@ -116,8 +116,7 @@ def run(
         with compiled(model) if config.training.compile else nullcontext():
             history = finetune.train(model, found, prompt, config, out, team)
     if config.preference is not None:
-        said = read(authored / READINGS)
-        prefer(model, said, prompt, config.preference, config.training.seed, team)
+        prefer(model, found.readings, prompt, config, config.preference, team)
     team.leave()
     if not team.leads:
         return out / "bundle"
@@ -125,7 +124,10 @@ def run(
         loss_curves(history, out / "loss.png", out / "loss.json")
     if config.refit is not None:
         model = refit(model, found, prompt, config, config.refit)
-    if first is not None and config.training.rewriting_only:
+    detects_as_before = config.training.rewriting_only or (
+        config.only_tunes and config.refit is None
+    )
+    if first is not None and detects_as_before:
         # What is detected did not change, so neither does what was fitted on it.
         calibration = replace(first.manifest.calibration, likelihood=config.likelihood)
         metrics = dict(first.manifest.metrics["dev"])
@@ -138,12 +140,23 @@ def run(
 
 def _model(config: Config, first: Bundle | None, weights: Path) -> Model:
     """What the run begins with, on its device, all frozen that it does not train."""
+    if first is None and config.only_tunes:
+        raise ConfigError(
+            f"{config.name} tunes a bundle, and trains none.",
+            hint="Give one with --from-bundle, or name sources in [data.rewriting].",
+        )
     model = build(config, weights) if first is None else load(config, first, weights, grow=True)
     moves = model.layer != config.heads.layer
     if config.training.rewriting_only and (config.refit or config.data.detection or moves):
         raise ConfigError(
             f"{config.name} trains rewriting only, and fits detection anew.",
             hint="Leave [refit] and [data.detection] out, and keep the layer of the heads.",
+        )
+    if moves and config.only_tunes and not (config.refit and config.refit.fresh):
+        raise ConfigError(
+            f"The heads of the bundle read layer {model.layer}, [heads] of {config.name} has "
+            f"{config.heads.layer}.",
+            hint="Only new heads can read another layer: name that of the bundle.",
         )
     if moves:
         model = model.with_heads(model.heads, config.heads.layer)

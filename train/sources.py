@@ -119,17 +119,17 @@ def without(examples: Iterable[Example], texts: Iterable[str]) -> list[Example]:
 
     Case and white space do not count.
     """
-    barred = {_key(text) for text in texts}
+    barred = {plain(text) for text in texts}
     return [
         example
         for example in examples
-        if barred.isdisjoint(_key(text) for text in (example.text, *example.safe))
+        if barred.isdisjoint(plain(text) for text in (example.text, *example.safe))
     ]
 
 
 def held_out(text: str, share: float) -> bool:
     """Whether a text belongs to the dev split; the same for all texts of the same letters."""
-    digest = hashlib.sha256(_key(text).encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256(plain(text).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8]) < share * 2**64
 
 
@@ -142,7 +142,8 @@ def _check(source: str, split: str) -> None:
         raise ValueError(f"source {source!r} has no test split; it has train and dev")
 
 
-def _key(text: str) -> str:
+def plain(text: str) -> str:
+    """A text without case and with single spaces: two that are alike here count as one."""
     return " ".join(text.casefold().split())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from srllm_guard.prompt import Prompt
 from tests.train.conftest import CONFIG, DATA
 from train import preference
 from train.config import Config, Preference
-from train.corpus import READINGS
+from train.corpus import READINGS, corpus
 from train.model import Model, build
 from train.readings import VERDICTS, Reading, read
 from train.run import main
@@ -35,6 +36,10 @@ ROW: dict[str, Any] = {
         {"text": "Ed, you clown, call me.", "verdict": "left"},
     ],
 }
+
+
+TUNED = CONFIG.replace("[data.rewriting]\ncmd = 0\n", "").replace("[data.detection]\ncmd = 0\n", "")
+"""A run without joint training."""
 
 
 def test_readings_are_of_training_records() -> None:
@@ -57,9 +62,14 @@ def test_readings_are_of_training_records() -> None:
         ({"marks": []}, "not in order"),
         ({"marks": [[4, 99]]}, "not in order"),
         ({"marks": [[8, 12], [4, 6]]}, "not in order"),
-        ({"marks": [4, 12]}, "TypeError"),
-        ({"rewrites": [{"text": "Ed.", "verdict": "fine"}]}, "'fine' is not one of good, left"),
-        ({"rewrites": [{"text": "Ed."}]}, "KeyError at 'verdict'"),
+        ({"marks": [["call", "me"]]}, "no reading|not in order"),
+        ({"marks": [4, 12]}, "no reading"),
+        ({"rewrites": [{"text": "Ed.", "verdict": "fine"}]}, "a verdict of good, left"),
+        ({"rewrites": []}, "a verdict of good, left"),
+        ({"rewrites": [{"text": "Ed."}]}, "no reading"),
+        ({"source": None}, "no reading"),
+        ({"context": None}, "no string"),
+        ({"rewrites": [{"text": None, "verdict": "good"}]}, "no string"),
     ],
 )
 def test_a_line_that_is_no_reading_is_refused(
@@ -115,7 +125,7 @@ def test_good_rewrites_gain_on_bad_ones_and_detection_stands_still(
     learned = [each for each in readings if not held_out(each.source, preference.HELD_OUT)]
     before, weights = _margin(model, learned, prompt), _weights(model)
     settings = Preference(epochs=12, lr=1e-2, tokens=512)
-    preference.prefer(model, readings, prompt, settings, seed=1)
+    preference.prefer(model, readings, prompt, config, settings)
     assert _margin(model.eval(), learned, prompt) > before + 1
     for name, value in model.named_parameters():
         same = torch.equal(value, weights[name])
@@ -123,37 +133,85 @@ def test_good_rewrites_gain_on_bad_ones_and_detection_stands_still(
         assert same != behind or (same and "lora_A" in name), name
 
 
-def test_readings_without_a_choice_are_refused(config: Config, base: Path, prompt: Prompt) -> None:
+def test_the_cost_is_that_of_the_margin_and_an_anchor(
+    config: Config, base: Path, prompt: Prompt
+) -> None:
+    model = build(config, base).eval()
+    found = list(preference.pairs(_reading("Ed"), prompt, 1)) * 2
+    with torch.no_grad():
+        chances, lengths = preference.log_probabilities(model, [found[0].better, found[0].worse])
+        better, worse = chances.tolist()
+        settings = Preference(beta=0.5, anchor=0.25)
+        got = preference.loss(model, found, [(better - 2, worse), (0.0, 0.0)], settings)
+    margins = torch.tensor([0.5 * 2, 0.5 * (better - worse)])
+    wanted = torch.log1p(torch.exp(-margins)).mean() - 0.25 * better / int(lengths[0])
+    assert float(got) == pytest.approx(float(wanted), rel=1e-3)
+
+
+def test_what_cannot_be_tuned_is_refused(config: Config, base: Path, prompt: Prompt) -> None:
     only = [Reading("a-1", "You fool.", "", ((0, 8),), {"You.": "lost"})]
     with pytest.raises(ConfigError, match="no pair of a good and a bad"):
-        preference.prefer(build(config, base), only, prompt, Preference(), seed=1)
+        preference.prefer(build(config, base), only, prompt, config, Preference())
+    frozen = replace(config, training=replace(config.training, frozen_layers=9))
+    readings = [_reading(name) for name in ("Ed", "Ann", "Lou")]
+    with pytest.raises(ConfigError, match="No layer behind 2"):
+        preference.prefer(build(config, base), readings, prompt, frozen, Preference())
 
 
-def test_a_run_ends_with_it_and_says_what_it_read(
-    base: Path, authored: Path, tmp_path: Path
+def test_a_bundle_is_tuned_alone_and_says_what_it_read(
+    base: Path, authored: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     records = tmp_path / "authored"
     shutil.copytree(authored, records)
     (records / READINGS).mkdir()
     rows = "\n".join(json.dumps(ROW | {"record": f"a-{n}"}) for n in range(6))
     (records / READINGS / "some.jsonl").write_text(rows)
-    heads_alone = CONFIG.replace("[data.rewriting]\ncmd = 0\n", "").replace("s = 4", "s = 1")
-    frozen = heads_alone.replace("seed = 3", "seed = 3\nfrozen_layers = 9")
-    (tmp_path / "heads.toml").write_text(frozen)
-    (tmp_path / "both.toml").write_text(f"{frozen}\n[preference]\nepochs = 1\nlr = 1e-2\n")
+    (tmp_path / "first.toml").write_text(CONFIG.replace("s = 4", "s = 1"))
+    tuned = f"{TUNED}\n[preference]\nepochs = 1\nlr = 1e-2\n"
+    (tmp_path / "tuned.toml").write_text(tuned)
     common = ["--base", str(base), "--authored", str(records), "--threads", "1"]
-    for name in ("heads", "both"):
-        arguments = [str(tmp_path / f"{name}.toml"), *common, "--out", str(tmp_path / name)]
-        assert main(arguments) == 0
-    heads, both = (Bundle.load(tmp_path / name / "bundle") for name in ("heads", "both"))
-    left, right = (load_file(bundle.folder / HEADS) for bundle in (heads, both))
+    start: list[str] = []
+    for name in ("first", "tuned"):
+        arguments = [str(tmp_path / f"{name}.toml"), *common, *start]
+        assert main([*arguments, "--out", str(tmp_path / name)]) == 0
+        start = ["--from-bundle", str(tmp_path / "first" / "bundle")]
+    first, after = (Bundle.load(tmp_path / name / "bundle") for name in ("first", "tuned"))
+    left, right = (load_file(bundle.folder / HEADS) for bundle in (first, after))
     assert all(torch.equal(left[name], right[name]) for name in left)
-    left, right = (load_file(bundle.folder / ADAPTER) for bundle in (heads, both))
+    left, right = (load_file(bundle.folder / ADAPTER) for bundle in (first, after))
     changed = {name for name in left if not torch.equal(left[name], right[name])}
     assert changed
     assert not any(f".layers.{n}." in name for n in range(2) for name in changed)
-    assert READINGS in both.manifest.training["data"]
-    assert READINGS not in heads.manifest.training["data"]
+    assert after.manifest.calibration == first.manifest.calibration
+    assert after.manifest.metrics == first.manifest.metrics
+    assert set(after.manifest.training["data"]) == {READINGS}
+    assert after.manifest.training["epochs"] == 0
+    (tmp_path / "bad.toml").write_text(tuned.replace("layer = 2", "layer = 1"))
+    for path, more, said in (
+        ("bad.toml", start, "bundle read layer 2"),
+        ("tuned.toml", [], "tunes a bundle, and trains none"),
+    ):
+        arguments = [str(tmp_path / path), *common, *more, "--out", str(tmp_path / "bad")]
+        assert main(arguments) == 1
+        assert said in caplog.text
+    (records / READINGS / "some.jsonl").unlink()
+    arguments = [str(tmp_path / "tuned.toml"), *common, *start, "--out", str(tmp_path / "bad")]
+    assert main(arguments) == 1
+    assert "there are none in" in caplog.text
+
+
+def test_texts_of_dev_and_test_are_not_learned_from(
+    config_file: Path, authored: Path, tmp_path: Path
+) -> None:
+    records = tmp_path / "authored"
+    shutil.copytree(authored, records)
+    held = [r for r in read_records(records / "records.jsonl") if r.split != "train"]
+    rows = [ROW, *(ROW | {"source": f" {r.text.upper()} "} for r in held)]
+    (records / READINGS).mkdir()
+    (records / READINGS / "some.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config_file.write_text(f"{TUNED}\n[preference]\n")
+    found = corpus(Config.from_toml(config_file), None, records)
+    assert [each.source for each in found.readings] == [ROW["source"]]
 
 
 def _reading(name: str) -> Reading:

@@ -70,9 +70,13 @@ def test_heads_go_on_alone_as_a_running_mean(
     plain = CONFIG.replace("[data.detection]\ncmd = 0\n", "").replace(
         "[data.rewriting]\ncmd = 0\n", ""
     )
-    further = REFIT.replace("layer = 1", "layer = 2\nfresh = false\nlr = 1e-2")
+    further = REFIT.replace("layer = 1", "layer = 2\nlr = 1e-2")
     found = {}
-    for name, more in (("last", ""), ("mean", "average = 0.9\n")):
+    for name, more in (
+        ("last", "fresh = false\n"),
+        ("mean", "fresh = false\naverage = 0.9\n"),
+        ("new", ""),
+    ):
         path = tmp_path / f"{name}.toml"
         path.write_text(plain + further.replace("epochs = 1", f"epochs = 1\n{more}"))
         assert main([str(path), *arguments, *start, "--out", str(tmp_path / name)]) == 0
@@ -89,7 +93,7 @@ def test_heads_go_on_alone_as_a_running_mean(
     def away(name: str) -> float:
         return sum(float((found[name][key] - value).abs().sum()) for key, value in before.items())
 
-    assert 0 < away("mean") < away("last")
+    assert 0 < away("mean") < away("last") < away("new")
     config = Config.from_toml(tmp_path / "mean.toml")
     with pytest.raises(ConfigError, match="read layer 2"):
         refit.refit(
