@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from srllm_guard.models.bundle import ADAPTER
 from tests.train.conftest import CONFIG
+from tests.train.test_preference import ROW
 from train.checkpoint import CHECKPOINT
+from train.corpus import READINGS
 from train.run import main
 from train.team import Team
 
@@ -28,8 +33,13 @@ def test_each_job_goes_to_one_process_and_the_work_is_even() -> None:
 
 def test_two_processes_learn_what_one_learns(base: Path, authored: Path, tmp_path: Path) -> None:
     config = tmp_path / "tiny.toml"
-    config.write_text(CONFIG.replace("s = 4", "s = 1"))
-    arguments = [str(config), "--base", str(base), "--authored", str(authored), "--threads", "1"]
+    config.write_text(CONFIG.replace("s = 4", "s = 1") + "[preference]\nepochs = 1\n")
+    records = tmp_path / "authored"
+    shutil.copytree(authored, records)
+    (records / READINGS).mkdir()
+    rows = (ROW | {"source": f"{name}, you fool, call me."} for name in ("Ann", "Lou", "Joe"))
+    (records / READINGS / "some.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = [str(config), "--base", str(base), "--authored", str(records), "--threads", "1"]
     assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
     launch = [
         sys.executable,
@@ -53,6 +63,11 @@ def test_two_processes_learn_what_one_learns(base: Path, authored: Path, tmp_pat
     for left, right in zip(*histories, strict=True):
         assert left == pytest.approx(right, rel=0.03), left["step"]
     apart = [(value - two["weights"][name]).abs().mean() for name, value in one["weights"].items()]
+    assert float(torch.stack(apart).mean()) < 1e-3
+    tuned = [load_file(tmp_path / name / "bundle" / ADAPTER) for name in ("one", "two")]
+    apart = [
+        (value.float() - tuned[1][name].float()).abs().mean() for name, value in tuned[0].items()
+    ]
     assert float(torch.stack(apart).mean()) < 1e-3
 
 
