@@ -60,14 +60,14 @@ def _parsed(row: Any, place: str) -> Reading:
     try:
         rewrites = {each["text"]: each["verdict"] for each in row["rewrites"]}
         marks = tuple((start, end) for start, end in row["marks"])
-        texts = row["record"], row["source"], row["context"], *rewrites
-        ends = [0, *(at for mark in marks for at in mark), len(row["source"])]
+        record, source, context = row["record"], row["source"], row["context"]
+        ends = [0, *(at for mark in marks for at in mark), len(source)]
     except (KeyError, TypeError, ValueError):
         raise SchemaError(f"{place}: no reading; `train.readings` says what it has") from None
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) for text in (record, source, context, *rewrites)):
         raise SchemaError(f"{place}: a text that is no string")
     if not rewrites or not set(rewrites.values()) <= set(VERDICTS):
         raise SchemaError(f"{place}: a rewrite without a verdict of {', '.join(VERDICTS)}")
     if not marks or not all(type(at) is int for at in ends) or ends != sorted(ends):
         raise SchemaError(f"{place}: the marks are not in order within the source")
-    return Reading(*texts[:3], marks, rewrites)
+    return Reading(record, source, context, marks, rewrites)

@@ -21,6 +21,7 @@ from train.config import Config, Preference
 from train.corpus import READINGS, corpus
 from train.model import Model, build
 from train.readings import VERDICTS, Reading, read
+from train.rewriting import Item
 from train.run import main
 from train.schema import SchemaError, read_records
 from train.sources import held_out
@@ -102,7 +103,7 @@ def test_the_likelihood_of_an_answer_is_that_of_its_tokens(
 ) -> None:
     model = build(config, base).eval()
     items = [
-        preference.Item(prompt.rewrite("You fool.", ((0, 8),)), prompt.target(text))
+        Item(prompt.rewrite("You fool.", ((0, 8),)), prompt.target(text))
         for text in ("You.", "You are here.")
     ]
     with torch.no_grad():
