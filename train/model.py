@@ -57,7 +57,7 @@ class Model(nn.Module):
         `unlikelihood` weighs that of copying on where the answer leaves its source (Welleck et al.,
         2020): a mean over those places.
         """
-        logits, wanted = self._answers(batch.ids, batch.labels)
+        logits, wanted = self._answer_logits(batch.ids, batch.labels)
         loss = F.cross_entropy(logits, batch.labels[:, 1:][wanted])
         copied = batch.copied[:, 1:][wanted]
         left = copied != rewriting.IGNORED
@@ -69,10 +69,10 @@ class Model(nn.Module):
 
     def answers(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of each token of the answers, row by row, and where in `[B, T - 1]`."""
-        logits, wanted = self._answers(ids, labels)
+        logits, wanted = self._answer_logits(ids, labels)
         return -F.cross_entropy(logits, labels[:, 1:][wanted], reduction="none"), wanted
 
-    def _answers(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _answer_logits(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         base = self.language.get_base_model()
         # Padding is at the right, so a causal model needs no mask for it.
         hidden = base.model(input_ids=ids, use_cache=False).last_hidden_state

@@ -82,7 +82,8 @@ def prefer(
             hint="Let frozen_layers be less, or leave [preference] out.",
         )
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
-    known = _known(model, found)
+    items = list(dict.fromkeys(item for pair in found for item in (pair.better, pair.worse)))
+    known = dict(zip(items, _chances(model, items), strict=True))
     if team.leads:
         log.info("likelihood of held-out readings, AUROC: %s", telling(model, others, prompt))
     seed = config.training.seed
@@ -99,7 +100,8 @@ def prefer(
         parts = [(n, batch[n::2]) for n in range(min(2, len(batch)))]
         for n, part in team.mine(parts, [float(len(part)) for _, part in parts]):
             torch.manual_seed(hash((seed, number, n)))
-            cost = loss(model, part, [known[id(pair)] for pair in part], settings)
+            before = [(known[pair.better], known[pair.worse]) for pair in part]
+            cost = loss(model, part, before, settings)
             (cost * (len(part) / len(batch))).backward()
         team.add_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -111,12 +113,18 @@ def prefer(
 
 def pairs(reading: Reading, prompt: Prompt, most: int) -> Iterator[Pair]:
     """Each of at most `most` bad rewrites with a good one, all of which take turns."""
-    asked = prompt.rewrite(reading.source, reading.marks, reading.context)
-    good = [Item(asked, prompt.target(text)) for text in reading.good]
+    made = items_of(reading, prompt)
+    good = [made[text] for text in reading.good]
     draw = random.Random(reading.source)
     bad = draw.sample(reading.bad, min(most, len(reading.bad)))
     for number, text in enumerate(bad if good else []):
-        yield Pair(good[number % len(good)], Item(asked, prompt.target(text)))
+        yield Pair(good[number % len(good)], made[text])
+
+
+def items_of(reading: Reading, prompt: Prompt) -> dict[str, Item]:
+    """The item of each rewrite of a segment, by its text."""
+    asked = prompt.rewrite(reading.source, reading.marks, reading.context)
+    return {text: Item(asked, prompt.target(text)) for text in reading.rewrites}
 
 
 def loss(
@@ -144,22 +152,11 @@ def log_probabilities(model: Model, items: Sequence[Item]) -> tuple[Tensor, Tens
 
 def telling(model: Model, readings: Sequence[Reading], prompt: Prompt) -> float | None:
     """AUROC of likelihood as a sign of a good rewrite; None where only one sort is there."""
-    items, truth = [], []
-    for reading in readings:
-        asked = prompt.rewrite(reading.source, reading.marks, reading.context)
-        for text, verdict in reading.rewrites.items():
-            items.append(Item(asked, prompt.target(text)))
-            truth.append(verdict == "good")
+    items = [item for each in readings for item in items_of(each, prompt).values()]
+    truth = [verdict == "good" for each in readings for verdict in each.rewrites.values()]
     if len(set(truth)) < 2:
         return None
     return round(float(roc_auc_score(truth, _chances(model, items))), 4)
-
-
-def _known(model: Model, found: Sequence[Pair]) -> dict[int, tuple[float, float]]:
-    """Log-probabilities of both rewrites of each pair before anything is learned."""
-    better = _chances(model, [pair.better for pair in found])
-    worse = _chances(model, [pair.worse for pair in found])
-    return {id(pair): (b, w) for pair, b, w in zip(found, better, worse, strict=True)}
 
 
 def _chances(model: Model, items: Sequence[Item], tokens: int = 4096) -> list[float]:

@@ -55,6 +55,20 @@ seed = 3
 """A run of a few seconds."""
 
 
+ROW: dict[str, Any] = {
+    "record": "a-1",
+    "source": "Ed, you fool, call me.",
+    "context": "",
+    "marks": [[4, 12]],
+    "rewrites": [
+        {"text": "Ed, call me.", "verdict": "good"},
+        {"text": "Ed, you, call me.", "verdict": "clumsy"},
+        {"text": "Ed, you clown, call me.", "verdict": "left"},
+    ],
+}
+"""A line of `train.readings`."""
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Sums in another order differ in their last bit, and exactness is tested here.

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from srllm_guard.errors import ConfigError
 from srllm_guard.models.bundle import ADAPTER, HEADS, Bundle
 from srllm_guard.prompt import Prompt
-from tests.train.conftest import CONFIG, DATA
+from tests.train.conftest import CONFIG, DATA, ROW
 from train import preference
 from train.config import Config, Preference
 from train.corpus import READINGS, corpus
@@ -25,19 +25,6 @@ from train.rewriting import Item
 from train.run import main
 from train.schema import SchemaError, read_records
 from train.sources import held_out
-
-ROW: dict[str, Any] = {
-    "record": "a-1",
-    "source": "Ed, you fool, call me.",
-    "context": "",
-    "marks": [[4, 12]],
-    "rewrites": [
-        {"text": "Ed, call me.", "verdict": "good"},
-        {"text": "Ed, you, call me.", "verdict": "clumsy"},
-        {"text": "Ed, you clown, call me.", "verdict": "left"},
-    ],
-}
-
 
 TUNED = CONFIG.replace("[data.rewriting]\ncmd = 0\n", "").replace("[data.detection]\ncmd = 0\n", "")
 """A run without joint training."""
@@ -63,7 +50,7 @@ def test_readings_are_of_training_records() -> None:
         ({"marks": []}, "not in order"),
         ({"marks": [[4, 99]]}, "not in order"),
         ({"marks": [[8, 12], [4, 6]]}, "not in order"),
-        ({"marks": [["call", "me"]]}, "no reading|not in order"),
+        ({"marks": [["call", "me"]]}, "not in order"),
         ({"marks": [4, 12]}, "no reading"),
         ({"rewrites": [{"text": "Ed.", "verdict": "fine"}]}, "a verdict of good, left"),
         ({"rewrites": []}, "a verdict of good, left"),

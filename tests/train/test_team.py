@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from srllm_guard.models.bundle import ADAPTER
-from tests.train.conftest import CONFIG
-from tests.train.test_preference import ROW
+from tests.train.conftest import CONFIG, ROW
 from train.checkpoint import CHECKPOINT
 from train.corpus import READINGS
 from train.run import main
