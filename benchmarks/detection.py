@@ -28,6 +28,7 @@ from srllm_guard.errors import GuardError
 from srllm_guard.labels import LABELS, RISKS
 from srllm_guard.moderator import Moderator
 from srllm_guard.runtime import Runtime
+from train.schema import write_lines
 
 SINGLES = 100
 """Texts that are judged one by one for the time of a single call."""
@@ -114,18 +115,26 @@ def judged(case: Case, draft: Draft) -> Judged:
     )
 
 
-def figures(truth: Any, scores: Any, flagged: Any, seed: int) -> dict[str, Any]:
-    """Ranking by score, and decisions at the threshold; `[N]` each."""
+def figures(truth: Any, scores: Any, flagged: Any, seed: int, groups: Any = None) -> dict[str, Any]:
+    """Ranking by score, and decisions at the threshold; `[N]` each.
+
+    `groups` `[N]` says which rows are of one text; None: each is one of its own. The calibration
+    error has no interval: resampling makes it larger.
+    """
     truth, scores, flagged = np.asarray(truth, bool), np.asarray(scores), np.asarray(flagged, bool)
+    groups = np.arange(len(truth)) if groups is None else np.asarray(groups)
+    both = {"seed": seed, "groups": groups}
     return {
         "count": len(truth),
         "unsafe": int(truth.sum()),
-        "average_precision": measured(metrics.average_precision, truth, scores, seed=seed),
-        "auroc": measured(metrics.auroc, truth, scores, seed=seed),
-        "f1": measured(metrics.f1, truth, flagged, seed=seed),
-        "recall": measured(metrics.share, flagged[truth], seed=seed),
-        "false_positive_rate": measured(metrics.share, flagged[~truth], seed=seed),
-        "calibration_error": measured(metrics.calibration_error, truth, scores, seed=seed),
+        "average_precision": measured(metrics.average_precision, truth, scores, **both),
+        "auroc": measured(metrics.auroc, truth, scores, **both),
+        "f1": measured(metrics.f1, truth, flagged, **both),
+        "recall": measured(metrics.share, flagged[truth], seed=seed, groups=groups[truth]),
+        "false_positive_rate": measured(
+            metrics.share, flagged[~truth], seed=seed, groups=groups[~truth]
+        ),
+        "calibration_error": measured(metrics.calibration_error, truth, scores, interval=False),
     }
 
 
@@ -175,7 +184,9 @@ def label_level(cases: Sequence[Case], found: Sequence[Judged], seed: int) -> di
             "macro_f1": measured(metrics.macro_f1, truth, chosen, seed=seed),
             "average_precision": measured(metrics.average_precision, positive, score, seed=seed),
             "auroc": measured(metrics.auroc, positive, score, seed=seed),
-            "calibration_error": measured(metrics.calibration_error, positive, score, seed=seed),
+            "calibration_error": measured(
+                metrics.calibration_error, positive, score, interval=False
+            ),
         }
     return told
 
@@ -183,13 +194,13 @@ def label_level(cases: Sequence[Case], found: Sequence[Judged], seed: int) -> di
 def segment_level(cases: Sequence[Case], found: Sequence[Judged], seed: int) -> dict[str, Any]:
     """Figures of segments: those that hold part of a span are unsafe, the others are safe."""
     rows = [
-        (any(s < end and start < e for s, e in case.spans), score, flag)
-        for case, said in zip(cases, found, strict=True)
+        (any(s < end and start < e for s, e in case.spans), score, flag, number)
+        for number, (case, said) in enumerate(zip(cases, found, strict=True))
         if case.spans is not None
         for (start, end), score, flag in said.segments
     ]
-    truth, scores, flagged = zip(*rows, strict=True) if rows else ((), (), ())
-    return figures(truth, scores, flagged, seed)
+    truth, scores, flagged, texts = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return figures(truth, scores, flagged, seed, texts)
 
 
 def restraint(found: Sequence[Judged], seed: int) -> dict[str, Any]:
@@ -319,7 +330,7 @@ def write_outputs(path: Path, cases: Sequence[Case], found: Sequence[Judged]) ->
         }
         for case, said in zip(cases, found, strict=True)
     ]
-    report.write_lines(path, rows)
+    write_lines(path, rows)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.metrics import share
-from benchmarks.report import measured, table
+from benchmarks.report import digests, measured, table
 
 FILES = ("detection", "identity", "quality", "robustness", "stereoset", "prompting", "startup")
 READING = "reading"
-"""Rewrites that were read one by one: {"read": N, "good": n, "errors": {kind: count}}."""
+"""Rewrites that were read one by one: {"bundle_hash": hash, "read": N, "good": n, "errors": {kind:
+count}}."""
 
 SIGNS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -45,6 +46,8 @@ class Result:
     """The command that made it."""
     other: str = ""
     """Hash of the bundle that was measured, if it is not the one that is published."""
+    older: bool = False
+    """Whether the authored records have changed since."""
 
     def at(self, path: str) -> Any:
         """What stands at a path of keys, such as "sets/appdia/systems"; None if nothing does."""
@@ -122,7 +125,7 @@ def _goals() -> Iterator[Goal]:
         ("adapter alone", 0.75, "adapter with detected marks"),
     ):
         path = systems("authored", system, "changed_gone_kept")
-        words = f"authored test: changed, every phrase gone, facts kept, by the {words}"
+        words = f"authored test: rewritten, every phrase gone, facts kept, by the {words}"
         yield Goal("quality", path, ">=", least, words, test=True)
     path = systems("sr_bias", "guard", "similarity")
     yield Goal("quality", path, ">=", 0.8, "sr_bias: similarity to the source")
@@ -148,8 +151,13 @@ def _goals() -> Iterator[Goal]:
 GOALS = tuple(_goals())
 
 
-def read(folder: Path, bundle: str) -> dict[str, Result]:
-    """The results of a folder by their names; `bundle` is the hash of the one to publish.
+def read(folder: Path, bundle: str, authored: Path) -> dict[str, Result]:
+    """The results of a folder by their names.
+
+    Args:
+        folder: that of the results.
+        bundle: the hash of the bundle to publish; what does not say its own is of another.
+        authored: the folder of the CMD records as they are now.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -158,6 +166,7 @@ def read(folder: Path, bundle: str) -> dict[str, Result]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder of results")
     found = {}
+    records = digests(sorted(authored.glob("*.jsonl")))
     for name in (*FILES, READING):
         path = folder / f"{name}.json"
         content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
@@ -169,9 +178,16 @@ def read(folder: Path, bundle: str) -> dict[str, Result]:
                 raise ValueError(f"{path} has {good} good rewrites of {content['read']}")
             content["share"] = measured(share, [True] * good + [False] * bad)
         one = Result(path, content)
-        command = one.at("header/command") or one.at("command") or "read one by one"
-        made_on = one.at("header/model/bundle_hash") or bundle
-        found[name] = replace(one, command=command, other=made_on if made_on != bundle else "")
+        command = one.at("header/command") or "read one by one"
+        made_on = one.at("header/model/bundle_hash") or one.at("bundle_hash") or "not named"
+        other = made_on if content and made_on != bundle else ""
+        read_then = {
+            path: digest
+            for path, digest in (one.at("header/data") or {}).items()
+            if path.startswith(f"{authored.name}/")
+        }
+        older = bool(read_then) and read_then != records
+        found[name] = replace(one, command=command, other=other, older=older)
     return found
 
 

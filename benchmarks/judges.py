@@ -126,7 +126,11 @@ def judges(data: Path) -> list[Judge]:
     from benchmarks.services import services
 
     found: list[Judge] = [Profanity()]
-    path = data / "judge" / "davidson.jsonl"
-    if path.is_file():
-        found.append(Davidson(path))
+    found += [Davidson(path) for path in files(data)]
     return found + services()
+
+
+def files(data: Path) -> list[Path]:
+    """What judges are made from; nothing if it is not in the folder."""
+    path = data / "judge" / "davidson.jsonl"
+    return [path] if path.is_file() else []

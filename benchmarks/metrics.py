@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
@@ -204,6 +205,7 @@ def closed_up(kept: str) -> str:
 def bootstrap_interval(
     statistic: Callable[..., float | None],
     *columns: Array | Sequence[float] | Sequence[bool],
+    groups: Array | Sequence[int] | None = None,
     rounds: int = ROUNDS,
     seed: int = 0,
 ) -> Interval | None:
@@ -212,6 +214,8 @@ def bootstrap_interval(
     Args:
         statistic: takes arrays `[N]`, one a column; None where it has no value.
         columns: `[N]` each.
+        groups: `[N]`, the text that each row is of; texts are drawn, with all of their rows, since
+            those of one text are no independent sample. None: each row is a text.
         rounds: resamples.
         seed: of the draws.
 
@@ -219,17 +223,34 @@ def bootstrap_interval(
         The percentiles 2.5 and 97.5; None without rows, or where the statistic has no value.
     """
     arrays = [np.asarray(column) for column in columns]
-    count = len(arrays[0])
-    if not count or statistic(*arrays) is None:
+    if not len(arrays[0]) or statistic(*arrays) is None:
         return None
+    named = np.arange(len(arrays[0])) if groups is None else np.asarray(groups)
+    order = np.argsort(named, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(named[order])) + 1)
     draw = np.random.default_rng(seed)
     values = []
     for _ in range(rounds):
-        rows = draw.integers(count, size=count)
+        drawn = draw.integers(len(members), size=len(members))
+        rows = np.concatenate([members[one] for one in drawn])
         if (value := statistic(*(array[rows] for array in arrays))) is not None:
             values.append(value)
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)
+
+
+def wilson_interval(hits: int, count: int) -> Interval | None:
+    """95% score interval of a share (Wilson, 1927); None of nothing.
+
+    Resampling says nothing of a share of 0 or 1; this does.
+    """
+    if not count:
+        return None
+    z, part = 1.959964, hits / count
+    middle = part + z * z / (2 * count)
+    reach = z * math.sqrt(part * (1 - part) / count + z * z / (4 * count * count))
+    low, high = ((middle + sign * reach) / (1 + z * z / count) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)
 
 
 def _negations(text: str) -> int:

@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     except GuardError as error:
         print(error, file=sys.stderr)
         return 1
-    print(report.write(args.out, content, tables(content)))
+    print(report.write(args.out, content, tables(content), note=""))
     return 0
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from benchmarks import metrics, report, sets
 from benchmarks.judges import MissingJudge, judges
+from benchmarks.judges import files as judge_files
 from benchmarks.language_model import LanguageModel, Turn
 from benchmarks.prompts import SYSTEM, prompted, shots
 from benchmarks.raw import rewritten
@@ -91,7 +92,7 @@ def systems(
     results, _ = moderate(guard, texts, batch, "guard")
     spans = [[(span.start, span.end) for span in result.before.spans] for result in results]
     yield System.of("adapter alone", rewritten(guard.runtime, texts, spans, batch))
-    yield System.of("guard", [result.text for result in results])
+    yield System.guard("guard", results)
 
 
 def detected(guard: Guard, texts: Sequence[str], batch: int, seed: int) -> dict[str, Any]:
@@ -120,10 +121,11 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel) -> dict
     yardstick = Yardstick(known, base, args.seed)
     guard = Guard(runtime, policy=report.policy(args))
     one = sets.rewriting("authored", args.data, args.authored, args.split)
+    files = [*one.files, *judge_files(args.data)]
     pairs = report.sample(one.pairs, args.limit, args.seed)
     sources = [pair.text for pair in pairs]
     content: dict[str, Any] = {
-        "header": report.header(args, "prompting", guard.info(), one.files),
+        "header": report.header(args, "prompting", guard.info(), files),
         "policy": guard.policy.to_dict(),
         "instruction": SYSTEM,
         "judges": {judge.name: getattr(judge, "figures", None) for judge in known},

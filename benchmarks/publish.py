@@ -7,7 +7,8 @@ the README, and into the bundle: as a table into its card, and into its manifest
 `metrics["reported"]`. A page beside the results, `README.md`, has a table for each question.
 Numbers are those of the files, to four decimals.
 
-What was measured on another bundle is shown as such. What counts stands in `benchmarks.goals`.
+What was measured on another bundle, or before the authored records changed, is shown as such. What
+counts stands in `benchmarks.goals`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ HEADS = {
     "maximum/value": "highest",
     "chrf": "chrF",
     "bleu": "BLEU",
-    "changed_gone_kept": "changed, gone, facts kept",
+    "masked": "masked or withheld",
+    "changed_gone_kept": "rewritten, gone, facts kept",
     "drop": "drop of AP",
     "lms": "LMS",
     "ss": "SS",
@@ -99,7 +101,8 @@ def _identity(found: Result) -> str:
 def _quality(found: Result) -> str:
     judges = [f"unsafe/{judge}" for judge, _ in found.parts("judges")]
     paths = ["texts", *(f"{judge}/{when}" for judge in judges for when in ("before", "after"))]
-    paths += ["facts_kept", "similarity", "chrf", "bleu", "phrases_gone", "changed_gone_kept"]
+    paths += ["facts_kept", "similarity", "chrf", "bleu", "masked", "phrases_gone"]
+    paths.append("changed_gone_kept")
     made = []
     for name, one in found.parts("sets"):
         rows: list[Row] = [([system], part) for system, part in one.parts("systems")]
@@ -144,7 +147,7 @@ def _startup(found: Result) -> str:
     return made
 
 
-MET = "*Met* compares the value with the goal. Brackets hold 95% bootstrap intervals."
+MET = "*Met* compares the value with the goal. Brackets hold 95% intervals."
 SECTIONS: dict[str, tuple[str, Callable[[Result], str], str]] = {
     "Does detection tell unsafe from safe?": (
         "detection",
@@ -164,7 +167,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str], str]] = {
     "What becomes of unsafe text?": (
         "quality",
         _quality,
-        "Gold marks: only texts that have them. chrF and BLEU are for the rewrites by people.",
+        "Gold marks: where there are any. chrF, BLEU: to rewrites by people. A mask is none.",
     ),
     "Do disguised words get through?": (
         "robustness",
@@ -209,7 +212,8 @@ def figures(results: Mapping[str, Result], page: Path) -> str:
     for title, (name, body, note) in SECTIONS.items():
         one = results[name]
         other = f", on another bundle: {one.other[:12]}" if one.other else ""
-        text = f"{note}\n\n{body(one)}\n`{one.command}` {_linked(one.path, page)}{other}"
+        older = ", on the authored records as they were then" if one.older else ""
+        text = f"{note}\n\n{body(one)}\n`{one.command}` {_linked(one.path, page)}{other}{older}"
         parts.append(f"## {title}\n\n{text if one.content else 'Not measured.'}\n")
     return "\n".join(parts)
 
@@ -292,10 +296,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with marks")
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="folder of the bundle")
+    parser.add_argument(
+        "--authored", type=Path, default=Path("train/data"), help="folder of the CMD records"
+    )
     args = parser.parse_args(argv)
     try:
         bundle = Bundle.load(args.bundle)
-        results = read(args.results, bundle.hash)
+        results = read(args.results, bundle.hash, args.authored)
         changed = publish(results, args.results / PAGE, args.readme, bundle, args.check)
     except (GuardError, OSError, KeyError, ValueError) as error:
         print(f"benchmarks.publish: {error}", file=sys.stderr)
@@ -303,6 +310,8 @@ def main(argv: list[str] | None = None) -> int:
     for one in results.values():
         if one.other:
             print(f"{one.path} is of another bundle, {one.other[:12]}", file=sys.stderr)
+        if one.older:
+            print(f"{one.path} is of other authored records than there are now", file=sys.stderr)
     for path in changed:
         print(f"{path} {'is out of step' if args.check else 'written'}")
     return int(args.check and bool(changed))

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks import metrics, report, sets
 from benchmarks.judges import MissingJudge, judges
+from benchmarks.judges import files as judge_files
 from benchmarks.language_model import LanguageModel
 from benchmarks.prompts import shots
 from benchmarks.report import measured
@@ -31,6 +32,7 @@ from srllm_guard.errors import GuardError
 from srllm_guard.models.exported import is_exported
 from srllm_guard.results import Moderation
 from srllm_guard.runtime import Runtime, load
+from train.schema import write_lines
 
 EXAMPLES = "examples.md"
 
@@ -102,7 +104,7 @@ def tables(content: dict[str, Any]) -> list[tuple[str, str]]:
     judges = list(content["judges"])
     kept = ["facts_kept", "similarity", "negation_flipped", "chrf", "bleu", "length_ratio"]
     kept += ["perplexity_ratio"]
-    marked = ["phrases_gone", "changed_gone_kept"]
+    marked = ["masked", "phrases_gone", "changed_gone_kept"]
     made, outcomes = [], []
     for name, one in content["sets"].items():
         systems = one["systems"].items()
@@ -119,7 +121,8 @@ def tables(content: dict[str, Any]) -> list[tuple[str, str]]:
         made.append((f"{name}: retention and fluency", report.table(head, rows)))
         if any(row["phrases_gone"] for _, row in systems):
             rows = [[system, *(row[c] for c in marked)] for system, row in systems]
-            head = ["system", "every biased phrase gone", "and changed, and facts and names kept"]
+            head = ["system", "masked or withheld", "every biased phrase gone"]
+            head.append("and rewritten, facts and names kept")
             made.append((f"{name}: marked phrases", report.table(head, rows)))
         outcomes.append(_outcome(name, one))
     title = ["set", "texts", "flagged", "rewritten", "masked", "blocked", "edits by"]
@@ -181,7 +184,9 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel | None) 
     found = [sets.rewriting(n, args.data, args.authored, args.split) for n in args.sets.split(",")]
     policy = report.policy(args)
     guard, also = Guard(runtime, policy=policy), others(args)
-    files = [path for one in found for path in one.files]
+    safe = list(sets.ordinary(args.data, args.authored, args.split))
+    files = [path for one in found for path in one.files] + judge_files(args.data)
+    files += [path for one in safe for path in one.files]
     shown = shots(args.authored, args.shots, args.seed)
     content: dict[str, Any] = {
         "header": report.header(args, "quality", guard.info(), files),
@@ -197,7 +202,7 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel | None) 
         systems = compared(runtime, pairs, results, base, shown)
         for name, other in also.items():
             said, _ = moderate(other, texts, args.batch, name)
-            systems.append(System.of(name, [result.text for result in said]))
+            systems.append(System.guard(name, said))
         systems += [column(option, pairs) for option in args.column]
         content["sets"][one.name] = {
             "systems": {s.name: yardstick.figures(pairs, s) for s in systems if s.outputs},
@@ -206,7 +211,6 @@ def run(args: argparse.Namespace, runtime: Runtime, base: LanguageModel | None) 
         }
         if args.outputs:
             write_outputs(args.outputs / f"{one.name}.jsonl", pairs, systems)
-    safe = list(sets.ordinary(args.data, args.authored, args.split))
     content["safe"] = restraint(guard, safe, args.limit, args.batch, args.seed)
     if args.join:
         content = joined(args.join, content)
@@ -245,7 +249,7 @@ def write_outputs(path: Path, pairs: Sequence[Pair], systems: Sequence[System]) 
         }
         for n, pair in enumerate(pairs)
     ]
-    report.write_lines(path, rows)
+    write_lines(path, rows)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks.language_model import LanguageModel
-from benchmarks.metrics import bootstrap_interval
+from benchmarks.metrics import bootstrap_interval, share, wilson_interval
 from srllm_guard import Policy
 from srllm_guard.models.store import find_bundle
 from srllm_guard.runtime import Runtime, load
@@ -46,6 +46,16 @@ PACKAGES = (
     "openai",
 )
 
+
+SAME = {
+    "bundle": "model/bundle_hash",
+    "policy": "model/policy_hash",
+    "engine": "model/engine",
+    "precision": "model/engine_info/precision",
+    "split": "split",
+    "seed": "seed",
+}
+"""What two runs must share for their results to stand in one file, and where headers have it."""
 
 INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """Names in /proc/cpuinfo."""
@@ -126,10 +136,11 @@ def header(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": revision(),
         "seed": args.seed,
+        **({"split": args.split} if "split" in args else {}),
         "model": dict(info),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **_versions()},
-        "data": {f"{p.parent.name}/{p.name}": _digest(p) for p in sorted(set(files))},
+        "data": digests(sorted(set(files))),
     }
 
 
@@ -143,14 +154,19 @@ def command(args: argparse.Namespace, name: str) -> str:
             words.append(f"--{key.replace('_', '-')}")
             continue
         values = value if isinstance(value, list) else [value]
-        words += [f"--{key.replace('_', '-')} {shlex.quote(_told(each))}" for each in values]
+        words += [f"--{key.replace('_', '-')} {shlex.quote(each)}" for each in _told(values)]
     return " ".join(words)
 
 
-def _told(value: object) -> str:
-    """A value as the command tells it: of absolute paths only the last part."""
-    head, sign, tail = str(value).rpartition("=")
-    return head + sign + (Path(tail).name if Path(tail).is_absolute() else tail)
+def _told(values: Sequence[object], parts: int = 1) -> list[str]:
+    """Values as the command tells them: of absolute paths no more than tells them apart."""
+    found = []
+    for value in values:
+        head, sign, tail = str(value).rpartition("=")
+        path = Path(tail)
+        found.append(head + sign + ("/".join(path.parts[-parts:]) if path.is_absolute() else tail))
+    alike = len(set(found)) < len(set(map(str, values)))
+    return _told(values, parts + 1) if alike else found
 
 
 def hardware() -> dict[str, Any]:
@@ -179,17 +195,27 @@ def _instructions() -> list[str]:
 
 
 def measured(
-    statistic: Any, *columns: Any, seed: int = 0, interval: bool = True
+    statistic: Any, *columns: Any, seed: int = 0, interval: bool = True, groups: Any = None
 ) -> dict[str, Any] | None:
-    """A figure with its bootstrap interval, rounded: {"value": v, "interval": [low, high]}."""
+    """A figure with its 95% interval, rounded: {"value": v, "interval": [low, high]}.
+
+    The interval is Wilson's for a share of flags, else that of a bootstrap over rows, or over
+    `groups` of them.
+    """
     arrays = [np.asarray(column) for column in columns]
     value = statistic(*arrays)
     if value is None:
         return None
     found: dict[str, Any] = {"value": round(value, 4)}
-    if interval and (bounds := bootstrap_interval(statistic, *arrays, seed=seed)):
-        found["interval"] = [round(bound, 4) for bound in bounds]
-    return found
+    if not interval:
+        return found
+    flags = arrays[0]
+    alone = groups is None or len(np.unique(groups)) == len(flags)
+    if statistic is share and flags.dtype == bool and flags.ndim == 1 and alone:
+        bounds = wilson_interval(int(flags.sum()), len(flags))
+    else:
+        bounds = bootstrap_interval(statistic, *arrays, groups=groups, seed=seed)
+    return found | ({"interval": [round(bound, 4) for bound in bounds]} if bounds else {})
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -214,7 +240,7 @@ def write(
     path: Path,
     content: Mapping[str, Any],
     tables: Iterable[tuple[str, str]],
-    note: str = "In brackets: 95% bootstrap interval.",
+    note: str = "In brackets: 95% interval.",
 ) -> str:
     """Write the JSON and, beside it, the tables as Markdown with a note, which is returned."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,13 +263,6 @@ def write(
     markdown = "\n".join(parts)
     path.with_suffix(".md").write_text(markdown, encoding="utf-8")
     return markdown
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON Lines, with the folders that they need."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -276,20 +295,34 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def digests(files: Iterable[Path]) -> dict[str, str]:
+    """Hashes of files by folder and name."""
+    return {
+        f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in files
+    }
 
 
 def joined(path: Path, earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     """The header of two runs whose results stand in one file; it names both commands.
 
     Raises:
-        ValueError: the earlier result, which was read from `path`, is of another bundle.
+        ValueError: the earlier result, which was read from `path`, is of another bundle, policy,
+            engine, precision, split or seed.
     """
-    if earlier["model"]["bundle_hash"] != later["model"]["bundle_hash"]:
-        raise ValueError(f"{path} is of another bundle")
+    for what, where in SAME.items():
+        before, after = (_at(made, where) for made in (earlier, later))
+        if before != after:
+            raise ValueError(f"{path} is of another {what}")
     return {
         **later,
         "command": f"{earlier['command']} && {later['command']}",
         "data": {**earlier["data"], **later["data"]},
     }
+
+
+def _at(made: Mapping[str, Any], path: str) -> Any:
+    found: Any = made
+    for key in path.split("/"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found

@@ -12,7 +12,7 @@ from srllm_guard.labels import LABELS
 from train.corpus import FOR_THRESHOLDS
 from train.example import Example
 from train.schema import Record, json_lines, read_records
-from train.sources import Options, held_out, load
+from train.sources import Options, files, held_out, load
 
 SOURCES = ("paradetox", "toxic_spans", "edos", "implicit_hate", "diasafety", "hatemoji_build")
 """Sets that `train.sources` knows; their dev split is measured."""
@@ -76,12 +76,12 @@ class Pairs:
 def detection(data: Path, authored: Path, split: str) -> Iterator[Cases]:
     """Sets of safe and unsafe texts; those that are not in the folder are left out."""
     examples = load(authored, "cmd", split)
-    yield Cases("authored", _cases(examples), _files(authored))
+    yield Cases("authored", _cases(examples), tuple(files(authored)))
     for name in SOURCES:
-        files = _present(data / "train" / f"{name}.jsonl", data / "dev" / f"{name}.jsonl")
-        if data / "train" / f"{name}.jsonl" in files:
+        present = _present(data / "train" / f"{name}.jsonl", data / "dev" / f"{name}.jsonl")
+        if data / "train" / f"{name}.jsonl" in present:
             found = load(data, name, "dev", Options(edos_negatives=True))
-            yield Cases(name, _cases(found), tuple(files))
+            yield Cases(name, _cases(found), tuple(present))
     for path in _present(data / "bench" / "toxigen_demonstrations.jsonl"):
         hate = (Case(row["text"], row["label"] == "hate") for row in _rows(path))
         yield Cases("toxigen_demonstrations", tuple(hate), (path,))
@@ -102,7 +102,7 @@ def ordinary(data: Path, authored: Path, split: str) -> Iterator[Cases]:
             kept = (text for text in texts if not held_out(text, FOR_THRESHOLDS))
             yield Cases(name, tuple(Case(text, False, ()) for text in kept), (path,))
     safe = tuple(case for case in _cases(load(authored, "cmd", split)) if not case.unsafe)
-    yield Cases("authored", safe, _files(authored))
+    yield Cases("authored", safe, tuple(files(authored)))
 
 
 def rewriting(name: str, data: Path, authored: Path, split: str) -> Pairs:
@@ -115,7 +115,7 @@ def rewriting(name: str, data: Path, authored: Path, split: str) -> Pairs:
     if name not in REWRITES:
         raise ValueError(f"unknown set {name!r}; the sets are {', '.join(REWRITES)}")
     if name == "authored":
-        return Pairs(name, tuple(_authored(authored, split)), _files(authored))
+        return Pairs(name, tuple(_authored(authored, split)), tuple(files(authored)))
     path = data / "dev" / f"{name}.jsonl"
     pairs = (
         Pair(
@@ -131,7 +131,7 @@ def rewriting(name: str, data: Path, authored: Path, split: str) -> Pairs:
 
 
 def _authored(folder: Path, split: str) -> Iterator[Pair]:
-    for path in _files(folder):
+    for path in files(folder):
         for record in read_records(path):
             if record.split == split and record.unsafe and record.safe:
                 yield _pair(record)
@@ -171,10 +171,6 @@ def _both_sides(path: Path) -> tuple[Case, ...]:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     return (row for _, row in json_lines(path))
-
-
-def _files(folder: Path) -> tuple[Path, ...]:
-    return tuple(sorted(folder.glob("*.jsonl")))
 
 
 def _present(*paths: Path) -> list[Path]:

@@ -11,14 +11,13 @@ guard does not need.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.report import RESULTS, hardware, table
+from benchmarks.report import RESULTS, header, table, write
+from srllm_guard import Guard
 
 IMPORT = "import srllm_guard"
 SAFE = "from srllm_guard import Guard; Guard().rewrite('The bus leaves at 9.')"
@@ -54,34 +53,36 @@ def main() -> None:
     """Measure, print the table, write JSON and Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--python", default=sys.executable, help="interpreter to measure")
+    parser.add_argument("--python", help="interpreter to measure (default: this one)")
     parser.add_argument("--out", type=Path, default=RESULTS / "startup.json")
+    parser.set_defaults(seed=0)
     args = parser.parse_args()
+    python = args.python or sys.executable
     for code in ROWS.values():  # the first run fills caches
-        seconds(args.python, code)
+        seconds(python, code)
     spent: dict[str, list[float]] = {name: [] for name in ROWS}
     for _ in range(args.rounds):
         for name, code in ROWS.items():
-            spent[name].append(seconds(args.python, code))
+            spent[name].append(seconds(python, code))
     found = {
         name: {"median_s": round(statistics.median(times), 3), "worst_s": round(max(times), 3)}
         for name, times in spent.items()
     }
     content = {
-        "command": f"python -m benchmarks.startup --rounds {args.rounds}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
-        "scikit_learn_installed": works(args.python, "import sklearn"),
+        "header": header(args, "startup", Guard().info(), ()),
+        "scikit_learn_installed": works(python, "import sklearn"),
         "seconds": found,
     }
     rows = [[name, row["median_s"], row["worst_s"]] for name, row in found.items()]
     text = table(["", "median, s", "worst, s"], rows)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(
-        f"# Startup\n\n`{content['command']}`, {content['date']}\n\n{text}", encoding="utf-8"
+    print(
+        write(
+            args.out,
+            content,
+            [("From a fresh process", text)],
+            "The interpreter's own start apart.",
+        )
     )
-    print(text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ a new system is one more function here, or a file given by `--column`.
 from __future__ import annotations
 
 import importlib.util
-import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from srllm_guard import Guard
 from srllm_guard.results import Moderation
 from srllm_guard.runtime import Runtime
 from srllm_guard.text.segments import segments
+from train.example import occurrences
 from train.schema import SchemaError, json_lines
 
 REFUSALS = ("rewrite", "barred", "candidates", "omit", "mask")
@@ -48,11 +48,19 @@ class System:
     name: str
     outputs: dict[int, str]
     """By the number of the source."""
+    masked: frozenset[int] = frozenset()
+    """Sources of which the output holds a mask, or is a message in their place."""
 
     @classmethod
     def of(cls, name: str, outputs: Sequence[str]) -> System:
         """A system with an output for every source."""
         return cls(name, dict(enumerate(outputs)))
+
+    @classmethod
+    def guard(cls, name: str, results: Sequence[Moderation]) -> System:
+        """What a guard made of every source."""
+        masked = {n for n, result in enumerate(results) if result.action in ("mask", "block")}
+        return cls(name, {n: r.text for n, r in enumerate(results)}, frozenset(masked))
 
 
 @dataclass(slots=True)
@@ -132,8 +140,8 @@ def compared(
     texts = [pair.text for pair in pairs]
     spans = [[(s.start, s.end) for s in result.before.spans] for result in results]
     gold = [
-        [match.span() for phrase in pair.phrases for match in re.finditer(re.escape(phrase), text)]
-        for pair, text in zip(pairs, texts, strict=True)
+        [(start, end) for start, end, _ in occurrences(pair.text, pair.phrases, "bias")]
+        for pair in pairs
     ]
     found = [
         System.of("source, unchanged", texts),
@@ -152,7 +160,7 @@ def compared(
         known = rewritten(runtime, texts, gold)
         outputs = {n: known[n] for n in range(len(texts)) if gold[n]}
         found.append(System("adapter alone, gold marks", outputs))
-    found.append(System.of("guard", [result.text for result in results]))
+    found.append(System.guard("guard", results))
     return found
 
 

@@ -20,6 +20,7 @@ from benchmarks.language_model import LanguageModel
 from benchmarks.report import measured
 from benchmarks.sets import Pair
 from benchmarks.systems import System
+from srllm_guard.text.protect import missing
 
 REFERENCE = "reference"
 """The system that is measured against itself, which says nothing."""
@@ -55,7 +56,8 @@ class Yardstick:
             "unchanged": self._share([pair.text == output for pair, output in rows]),
             "unsafe": {judge.name: self._safety(judge.name, rows) for judge in self._judges},
             **self._retention(rows, same=system.name == REFERENCE),
-            **self._marked([row for row in rows if row[0].phrases]),
+            "masked": self._share([number in system.masked for number in numbers]),
+            **self._marked(pairs, system),
             "perplexity_ratio": self._fluency(rows),
         }
 
@@ -88,13 +90,19 @@ class Yardstick:
             "length_ratio": round(float(np.median(ratios)), 4) if ratios else None,
         }
 
-    def _marked(self, rows: Sequence[tuple[Pair, str]]) -> dict[str, Any]:
-        """Of texts whose unsafe phrases are known: whether all of them went, and nothing else."""
-        gone = [metrics.phrases_gone(output, pair.phrases) for pair, output in rows]
-        clean = [
-            all_gone and pair.text != output and _whole(pair, output)
-            for all_gone, (pair, output) in zip(gone, rows, strict=True)
-        ]
+    def _marked(self, pairs: Sequence[Pair], system: System) -> dict[str, Any]:
+        """Of texts whose unsafe phrases are known: whether all of them went, and nothing else.
+
+        With a mask, or a message in its place, a text is not changed in this sense.
+        """
+        gone, clean = [], []
+        for number, output in sorted(system.outputs.items()):
+            pair = pairs[number]
+            if not pair.phrases:
+                continue
+            gone.append(metrics.phrases_gone(output, pair.phrases))
+            changed = output != pair.text and number not in system.masked
+            clean.append(gone[-1] and changed and _whole(pair, output))
         return {"phrases_gone": self._share(gone), "changed_gone_kept": self._share(clean)}
 
     def _fluency(self, rows: Sequence[tuple[Pair, str]]) -> float | None:
@@ -123,12 +131,12 @@ class Yardstick:
 
 
 def _whole(pair: Pair, output: str) -> bool:
-    """Whether numbers, URLs, names and the like that the reference keeps are in the output too."""
-    kept, _ = metrics.kept_facts(pair.text, output)
-    best = max(metrics.kept_facts(pair.text, reference)[0] for reference in pair.references)
+    """Whether numbers, URLs, names and the like that a reference keeps are in the output too."""
+    lost = set(missing(pair.text, output))
+    kept = any(lost.issubset(missing(pair.text, reference)) for reference in pair.references)
     common = metrics.names(pair.text).intersection(*map(metrics.names, pair.references))
     words = set(metrics.words(output))
-    return kept >= best and common <= words
+    return kept and common <= words
 
 
 def _recall(kept: Any, total: Any) -> float | None:

@@ -7,6 +7,7 @@ folder: `csv` is its `train/csv.csv`, `pairs` its `train/pairs.jsonl`, any other
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections import Counter
@@ -61,9 +62,10 @@ def corpus(config: Config, data: Path | None, authored: Path) -> Corpus:
         train["edos"] = without_coarse(train["edos"], coarse_words(train["paradetox"]))
     if config.data.variations and "cmd" in train:
         train["cmd"] += variations(train["cmd"])
-    held = [example.text for part in dev.values() for example in part]
+    held = [text for part in dev.values() for example in part for text in _said(example)]
     if "cmd" in train:
-        held += [example.text for example in sources.load(authored, "cmd", "test")]
+        own = sources.load(authored, "cmd", "test")
+        held += [text for example in own for text in _said(example)]
     if data is not None:
         held += evaluation_texts(data)
     return Corpus(
@@ -159,8 +161,26 @@ def place(config: Config, name: str, data: Path | None, authored: Path) -> Path 
 
 
 def evaluation_texts(data: Path) -> list[str]:
-    """The field `text` of every row of the JSON Lines files that are for evaluation alone."""
-    return [text for part in EVALUATION for text in _texts(data / part)]
+    """What the files for evaluation alone say in more than one word, rewrites and all variants."""
+    found: list[str] = []
+    for part in EVALUATION:
+        for path in sorted((data / part).glob("*.jsonl")):
+            found += (text for _, row in json_lines(path) for text in _strings(row))
+        for path in sorted((data / part).glob("*.json")):
+            found += _strings(json.loads(path.read_text("utf-8")))
+    return [text for text in found if len(text.split()) > 1]
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _strings(each)
+
+
+def _said(example: Example) -> tuple[str, ...]:
+    return example.text, *example.safe
 
 
 def _texts(folder: Path) -> Iterator[str]:

@@ -62,8 +62,7 @@ def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[S
         nearest=config.data.nearest,
         more=corpus.deletions,
     )
-    records = [each for each in pool.get("cmd", []) if each.safe]  # variations have none
-    pairs += rewriting.copies(records, prompt, seed, config.data.copies)
+    pairs += rewriting.copies(pool.get("cmd", []), prompt, seed, config.data.copies)
     pairs = [item for item in pairs if len(item) <= settings.max_length]
     judged: list[Example] = []
     for name, most in config.data.detection.items():
@@ -84,10 +83,11 @@ def epoch(corpus: Corpus, prompt: Prompt, config: Config, number: int) -> list[S
 
 
 def pools(corpus: Corpus, config: Config, number: int) -> dict[str, list[Example]]:
-    """The examples of each source whose pairs an epoch teaches."""
+    """The examples of each source that an epoch teaches to rewrite; all of them have a rewrite."""
     seed = config.training.seed * 1000 + number
     return {
-        name: drawn(corpus.train[name], most, seed) for name, most in config.data.rewriting.items()
+        name: drawn([each for each in corpus.train[name] if each.safe], most, seed)
+        for name, most in config.data.rewriting.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""How well logits tell unsafe from safe: the figures of every table about detection.
+"""How well logits tell unsafe from safe: the dev figures of training and calibration.
 
 One figure a segment whose truth is known; a text that is labelled as a whole counts once, by its
 worst segment (`train.detection`).

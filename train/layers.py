@@ -12,30 +12,20 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from srllm_guard.engines.heads import DetectionHeads, HeadsConfig
+from srllm_guard.engines.trunk import Trunk
 from srllm_guard.prompt import Prompt
 from srllm_guard.runtime import tokenizer
-from train import detection, evaluation, sources
-from train.batching import by_length
+from train import detection, evaluation, refit, sources
+from train.config import Refit
 
 LAYERS = (4, 8, 12, 16, 30)
-
-
-def features(model: Any, batch: detection.Batch) -> dict[int, Tensor]:
-    """Hidden states `[B, T, H]` after each of `LAYERS`, from one forward pass."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        mask = (batch.owner > -2).long()
-        states = model(batch.ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    return {layer: states[layer].to(torch.bfloat16) for layer in LAYERS}
 
 
 def timings(model: Any, tokens: int = 64, rounds: int = 30) -> dict[int, float]:
@@ -54,46 +44,18 @@ def timings(model: Any, tokens: int = 64, rounds: int = 30) -> dict[int, float]:
     return {layer: round(statistics.median(times), 2) for layer, times in spent.items()}
 
 
-def fitted(
-    model: Any, batches: Sequence[list[detection.Item]], epochs: int
-) -> dict[int, DetectionHeads]:
-    """Heads for each of `LAYERS`, trained side by side on the same forward passes."""
-    heads = {layer: DetectionHeads(HeadsConfig(model.config.hidden_size)) for layer in LAYERS}
-    optimizers = {k: torch.optim.AdamW(h.parameters(), lr=1e-3) for k, h in heads.items()}
-    for _ in range(epochs):
-        for items in tqdm(batches, unit="batch"):
-            batch = detection.collate(items)
-            for layer, hidden in features(model, batch).items():
-                with torch.autocast("cpu", torch.bfloat16):
-                    labels, spans = heads[layer](hidden.float(), batch.owner, batch.unsafe.shape[1])
-                detection.loss(labels, spans, batch).total.backward()
-                optimizers[layer].step()
-                optimizers[layer].zero_grad()
-    for head in heads.values():
-        head.eval()
-    return heads
-
-
 def figures(
-    model: Any, heads: dict[int, DetectionHeads], groups: Sequence[list[detection.Item]]
+    trunk: Trunk, heads: Mapping[int, DetectionHeads], groups: Sequence[list[detection.Item]]
 ) -> dict[int, dict[str, Any]]:
     """Figures of one dev set by layer."""
-    seen: dict[int, dict[int, Tensor]] = {}
-
-    def judge(batch: detection.Batch, layer: int) -> tuple[Tensor, Tensor]:
-        # One forward pass serves all layers: a batch comes again for each of them.
-        key = hash(batch.ids.numpy().tobytes())
-        if key not in seen:
-            seen[key] = features(model, batch)
-        labels, spans = heads[layer](seen[key][layer].float(), batch.owner, batch.unsafe.shape[1])
-        return labels, spans
-
+    seen = [refit.see(trunk, group, list(heads)) for group in groups]
     return {
-        layer: evaluation.judged(groups, partial(judge, layer=layer)).figures() for layer in LAYERS
+        layer: evaluation.judged(groups, refit.judge(each, layer, seen)).figures()
+        for layer, each in heads.items()
     }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse arguments, fit, measure, and write the table as JSON."""
     from transformers import AutoModel
 
@@ -104,20 +66,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/layers.json"))
     parser.add_argument("--each", type=int, default=700, help="training texts of each public set")
     parser.add_argument("--epochs", type=int, default=3)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     torch.manual_seed(0)
     model = AutoModel.from_pretrained(args.base, dtype=torch.float32).eval()
     prompt = Prompt(tokenizer(args.base), "chatml-1")
     examples = sources.load(args.authored, "cmd", "train")
     for source in evaluation.PUBLIC:
-        found = sources.load(args.data, source, "train")
-        examples += found[:: max(1, 9000 // args.each)][: args.each]
-    batches = by_length(detection.items(examples, prompt, seed=0), len, 2048, seed=0)
-    heads = fitted(model, batches, args.epochs)
+        if (args.data / "train" / f"{source}.jsonl").is_file():
+            found = sources.load(args.data, source, "train")
+            examples += found[:: max(1, 9000 // args.each)][: args.each]
+    heads = {layer: DetectionHeads(HeadsConfig(model.config.hidden_size)) for layer in LAYERS}
+    trunk = Trunk(model, max(LAYERS))
+    settings = Refit(layer=max(LAYERS), epochs=args.epochs)
+    refit.fitted(trunk, heads, detection.items(examples, prompt, seed=0), [], settings, seed=0)
     rows: dict[str, Any] = {"milliseconds_64_tokens": timings(model)}
     for name, groups in evaluation.dev_sets(args.data, args.authored, prompt, most=300):
-        rows[name] = figures(model, heads, groups)
+        rows[name] = figures(trunk, heads, groups)
         print(name, {k: (v["average_precision"], v["auroc"]) for k, v in rows[name].items()})
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(rows, indent=1) + "\n")

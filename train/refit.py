@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,46 +59,59 @@ def refit(model: Model, corpus: Corpus, prompt: Prompt, config: Config, settings
             f"{settings.layer}.",
             hint="Only new heads can read another layer: leave fresh out.",
         )
-    seed, layers = config.training.seed, (settings.layer,)
-    heads = fitted(model, corpus, prompt, settings, seed, layers)
-    return model.with_heads(heads[settings.layer], settings.layer)
-
-
-def fitted(
-    model: Model,
-    corpus: Corpus,
-    prompt: Prompt,
-    settings: Refit,
-    seed: int,
-    layers: Sequence[int],
-) -> dict[int, DetectionHeads]:
-    """Heads for several layers, fitted side by side; logs dev figures after each epoch.
-
-    Raises:
-        ConfigError: the settings name no source.
-    """
     model.eval()
+    seed = config.training.seed
     torch.manual_seed(seed)
-    items = []
+    items = _items(corpus, prompt, settings, seed)
+    own = batches(corpus.dev.get("cmd", []), prompt)
+    trunk = Trunk(model.language.get_base_model().model, settings.layer)
+    heads = {settings.layer: _start(model, settings)}
+    return model.with_heads(
+        fitted(trunk, heads, items, own, settings, seed)[settings.layer], settings.layer
+    )
+
+
+def _items(corpus: Corpus, prompt: Prompt, settings: Refit, seed: int) -> list[detection.Item]:
+    found = []
     for name, most in settings.detection.items():
         # Authored records come in several groupings: no segment always has the same neighbours.
         for turn in range(settings.authored_turns if name == "cmd" else 1):
             examples = drawn(corpus.train[name], most, seed + turn)
-            items += detection.items(examples, prompt, seed + turn)
-    if not items:
+            found += detection.items(examples, prompt, seed + turn)
+    if not found:
         raise ConfigError(
             "There is nothing to fit heads on.", hint="Name sources in [refit.detection]."
         )
-    trunk = Trunk(model.language.get_base_model().model, max(layers))
+    return found
+
+
+def fitted(
+    trunk: Trunk,
+    heads: Mapping[int, DetectionHeads],
+    items: Sequence[detection.Item],
+    own: Sequence[list[detection.Item]],
+    settings: Refit,
+    seed: int,
+) -> dict[int, DetectionHeads]:
+    """Heads by the layer that they read, fitted side by side; logs dev figures after each epoch.
+
+    Args:
+        trunk: runs as far as the last of the layers; stands still.
+        heads: what is fitted, in place.
+        items: learned from, all of them in each epoch. Their hidden states are kept: 1.2 kB a token
+            and layer where the hidden size is 576.
+        own: batches of dev records.
+        settings: epochs, rate and its course; whether heads go on, and the running mean.
+        seed: of the order.
+    """
+    layers = list(heads)
     train = [see(trunk, group, layers) for group in tqdm(by_length(items, len, TOKENS, seed))]
-    own = batches(corpus.dev.get("cmd", []), prompt)
-    heads = {layer: _start(model, settings) for layer in layers}
-    means = copy.deepcopy(heads) if settings.average else heads
+    dev = [see(trunk, group, layers) for group in own]
+    means = copy.deepcopy(dict(heads)) if settings.average else dict(heads)
     optimizers = {
         layer: torch.optim.AdamW(each.parameters(), lr=settings.lr, weight_decay=0.05)
         for layer, each in heads.items()
     }
-    dev = [see(trunk, group, layers) for group in own]
     total, step = settings.epochs * len(train), 0
     warmup = 0.0 if settings.fresh else WARMUP
     for epoch in range(settings.epochs):
@@ -112,7 +125,7 @@ def fitted(
                     _add(means[layer], each, settings.average, step)
             step += 1
         for layer, each in means.items():
-            found = judged(own, _judge(each.eval(), layer, dev))
+            found = judged(own, judge(each.eval(), layer, dev))
             log.info("layer %d, epoch %d, authored dev: %s", layer, epoch + 1, found.figures())
     return means
 
@@ -156,13 +169,14 @@ def _one_step(
     optimizer.zero_grad()
 
 
-def _judge(heads: DetectionHeads, layer: int, seen: Sequence[Seen]) -> Judge:
+def judge(heads: DetectionHeads, layer: int, seen: Sequence[Seen]) -> Judge:
+    """Says what heads make of batches that were seen, in their order."""
     waiting = iter(seen)
 
-    def judge(batch: detection.Batch) -> tuple[Tensor, Tensor]:
+    def said(batch: detection.Batch) -> tuple[Tensor, Tensor]:
         states = next(waiting).states[layer]
         rows = batch.unsafe.shape[1]
         found: tuple[Tensor, Tensor] = heads(states.float(), batch.owner, rows)
         return found
 
-    return judge
+    return said

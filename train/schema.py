@@ -243,7 +243,8 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON Lines; the file appears, or is replaced, whole or not at all."""
+    """Write JSON Lines, with the folders that they need; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8", newline="\n") as out:
         out.writelines(_line(row) for row in rows)

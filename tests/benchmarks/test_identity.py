@@ -188,7 +188,7 @@ def test_from_data_to_tables(byte_engine: ByteEngine, tmp_path: Path) -> None:
     assert content["toxigen_groups"]["gap_of_recall"] is None
     markdown = report.write(out, content, identity.tables(content))
     assert json.loads(out.read_text()) == content
-    assert "| Mexican | 1 | 1.000 [1.000, 1.000] | 0 | - |" in markdown
+    assert "| Mexican | 1 | 1.000 [0.206, 1.000] | 0 | - |" in markdown
     assert "| same decision for all, of 4 rows |" in markdown
     assert "bench/counterfactual.jsonl" in content["header"]["data"]
     assert "gherkins" not in out.read_text() + markdown

@@ -267,6 +267,30 @@ def test_interval_resamples_rows_and_not_columns_apart() -> None:
     assert bounds == (1.0, 1.0)
 
 
+def test_rows_of_one_text_are_drawn_together() -> None:
+    draw = np.random.default_rng(0)
+    texts = draw.random(60)
+    each = np.repeat(texts, 8)  # eight times the same says no more than once
+    groups = draw.permutation(480) % 60
+    alone = metrics.bootstrap_interval(metrics.share, texts)
+    together = metrics.bootstrap_interval(metrics.share, texts[groups], groups=groups)
+    apart = metrics.bootstrap_interval(metrics.share, each)
+    assert alone is not None
+    assert together is not None
+    assert apart is not None
+    assert together[1] - together[0] == pytest.approx(alone[1] - alone[0], rel=0.2)
+    assert apart[1] - apart[0] < 0.5 * (together[1] - together[0])
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"),
+    [(0, 93, 0.0, 0.0397), (16, 16, 0.8064, 1.0), (5, 10, 0.2366, 0.7634)],
+)
+def test_the_interval_of_a_share_is_wilsons(hits: int, count: int, low: float, high: float) -> None:
+    assert metrics.wilson_interval(hits, count) == pytest.approx((low, high), abs=1e-4)
+    assert metrics.wilson_interval(0, 0) is None
+
+
 def test_no_interval_without_a_value() -> None:
     assert metrics.bootstrap_interval(metrics.share, []) is None
     assert metrics.bootstrap_interval(metrics.auroc, np.ones(4), np.ones(4)) is None

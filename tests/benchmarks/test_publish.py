@@ -11,7 +11,17 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import detection, identity, prompting, publish, quality, robustness, stereoset
+from benchmarks import (
+    detection,
+    identity,
+    prompting,
+    publish,
+    quality,
+    report,
+    robustness,
+    stereoset,
+)
+from benchmarks.goals import read
 from benchmarks.report import RESULTS
 from srllm_guard.models.bundle import (
     HASHED,
@@ -55,6 +65,7 @@ def system(**changed: Any) -> dict[str, Any]:
         "chrf": figure(0.6612, 0.61, 0.7),
         "bleu": 0.4321,
         "length_ratio": 0.9,
+        "masked": figure(0.125, 0.06, 0.24),
         "phrases_gone": None,
         "changed_gone_kept": None,
         "perplexity_ratio": 1.234,
@@ -185,10 +196,15 @@ def made(bundle: str, split: str = "test") -> Results:
             },
         },
         "startup": {
-            "command": "python -m benchmarks.startup --rounds 5",
+            "header": header("startup", bundle, "dev"),
             "seconds": {"import srllm_guard": {"median_s": 0.008, "worst_s": 0.009}},
         },
-        "reading": {"read": 40, "good": 31, "errors": {"left": 6, "clumsy": 3}},
+        "reading": {
+            "bundle_hash": bundle,
+            "read": 40,
+            "good": 31,
+            "errors": {"left": 6, "clumsy": 3},
+        },
     }
 
 
@@ -200,6 +216,9 @@ class Place:
         self.results.mkdir(parents=True)
         self.readme = folder / "README.md"
         self.readme.write_text(README)
+        self.authored = folder / "train" / "data"
+        self.authored.mkdir(parents=True)
+        (self.authored / "some.jsonl").write_text("{}\n")
         self.folder = folder / "bundle"
         self.folder.mkdir()
         for name in HASHED:
@@ -227,6 +246,7 @@ class Place:
 
     def publish(self, *options: str) -> int:
         places = {"--results": self.results, "--readme": self.readme, "--bundle": self.folder}
+        places["--authored"] = self.authored
         named = [str(each) for pair in places.items() for each in pair]
         return publish.main([*named, *options])
 
@@ -293,7 +313,15 @@ def test_numbers_are_those_of_the_files(full: Place) -> None:
     assert row(text, "counterfactual")[1] == "0.9756 [0.93, 1.0]"
     assert row(text, "flagged spans deleted") == [
         *("flagged spans deleted", "64", "0.8125 [0.71, 0.92]", "0.0613 [0.02, 0.11]"),
-        *("0.9677 [0.9, 1.0]", "0.8071 [0.78, 0.83]", "0.6634", "0.4321", "-", "-"),
+        *(
+            "0.9677 [0.9, 1.0]",
+            "0.8071 [0.78, 0.83]",
+            "0.6634",
+            "0.4321",
+            "0.125 [0.06, 0.24]",
+            "-",
+            "-",
+        ),
     ]
     assert "| authored dev | typos | 0.9867 | 0.9021 [0.87, 0.93] | 0.0367 [0.01, 0.06] |" in text
     assert "| authored dev | nothing | - | 0.9388 [0.91, 0.96] | - |" in text
@@ -311,7 +339,7 @@ def test_each_table_has_its_command_and_links_its_file(full: Place) -> None:
         if name == "reading":
             assert f"[{name}.json](benchmarks/results/{name}.json)" in full.readme.read_text()
         else:
-            command = content.get("header", content)["command"]
+            command = content["header"]["command"]
             assert f"\n`{command}` [{name}.json]({name}.json)\n" in text
 
 
@@ -332,10 +360,10 @@ def test_goals_say_what_was_reached_and_whether_it_is_enough(full: Place) -> Non
     for measure, rest in {
         f"paradetox: unsafe share removed, by {JUDGE}": [">= 0.92", "0.9246 [0.88, 1.0]", "yes"],
         "appdia: unsafe share removed, by each": [">= 0.92", "not measured", "-"],
-        "authored test: changed, every phrase gone, facts kept, by the guard": [
+        "authored test: rewritten, every phrase gone, facts kept, by the guard": [
             *(">= 0.9", "0.9143 [0.88, 0.95]", "yes"),
         ],
-        "authored test: changed, every phrase gone, facts kept, by the adapter with detected "
+        "authored test: rewritten, every phrase gone, facts kept, by the adapter with detected "
         "marks": [">= 0.75", "0.7431 [0.7, 0.79]", "no"],
         "paradetox: chrF, above that of: flagged spans deleted": [
             *("> 0.6634", "0.6612 [0.61, 0.7]", "no"),
@@ -466,11 +494,43 @@ def test_figures_of_another_bundle_are_shown_as_such_and_reach_no_goal(
     assert "detection.json is of another bundle, cccccccccccc" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["reading", "startup"])
+def test_what_does_not_name_its_bundle_is_of_another(full: Place, name: str) -> None:
+    content = made(full.hash)[name]
+    content.pop("bundle_hash", None)
+    content.get("header", {}).pop("model", None)
+    full.put({name: content})
+    full.publish()
+    assert read(full.results, full.hash, full.authored)[name].other == "not named"
+    if name == "reading":
+        measure = "rewrites read one by one: good"
+        assert row(full.readme.read_text(), measure)[2:] == ["not measured", "-"]
+        assert measure not in full.reported()
+
+
+def test_figures_of_records_that_have_changed_are_shown_as_such(
+    full: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ", on the authored records as they were then"
+    content = made(full.hash)["detection"]
+    content["header"]["data"] = report.digests([full.authored / "some.jsonl"])
+    full.put({"detection": content})
+    full.publish()
+    assert words not in full.page.read_text()
+    (full.authored / "more.jsonl").write_text("{}\n")
+    assert full.publish("--check") == 1
+    capsys.readouterr()
+    full.publish()
+    assert f"[detection.json](detection.json){words}\n" in full.page.read_text()
+    assert "other authored records than there are now" in capsys.readouterr().err
+    assert "edos: AUROC" in full.reported()
+
+
 def test_the_dev_split_reaches_no_goal_on_test(full: Place) -> None:
     full.put({"quality": made(full.hash, "dev")["quality"]})
     full.publish()
     text = full.readme.read_text()
-    measure = "authored test: changed, every phrase gone, facts kept, by the guard"
+    measure = "authored test: rewritten, every phrase gone, facts kept, by the guard"
     assert row(text, measure)[2:] == ["not measured", "-"]
     assert measure not in full.reported()
     assert row(text, f"authored dev: unsafe share removed, by {JUDGE}")[3] == "yes"
@@ -509,6 +569,7 @@ def test_the_repository_is_in_step_with_its_results(capsys: pytest.CaptureFixtur
         "--results": ROOT / RESULTS,
         "--readme": ROOT / "README.md",
         "--bundle": ROOT / publish.BUNDLE,
+        "--authored": ROOT / "train" / "data",
     }
     options = [str(each) for pair in places.items() for each in pair]
     assert publish.main(["--check", *options]) == 0, capsys.readouterr()

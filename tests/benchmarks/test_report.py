@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -58,6 +61,44 @@ def test_tables_show_intervals_and_dashes() -> None:
         "| 3 | - |",
     ]
     assert report.measured(metrics.share, []) is None
+
+
+def test_a_share_of_flags_has_an_interval_even_where_all_agree() -> None:
+    assert report.measured(metrics.share, [False] * 93) == {"value": 0.0, "interval": [0.0, 0.0397]}
+    grid = np.zeros((4, 91), bool)  # of which the rows are resampled
+    assert report.measured(metrics.share, grid) == {"value": 0.0, "interval": [0.0, 0.0]}
+    texts = [0, 0, 0, 1, 1, 1]
+    found = report.measured(metrics.share, [True] * 3 + [False] * 3, groups=texts)
+    assert found == {"value": 0.5, "interval": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (["/tmp/some/avx/int8", "/tmp/some/vnni/int8"], ["avx/int8", "vnni/int8"]),
+        (["bf16"], ["bf16"]),
+    ],
+)
+def test_a_command_tells_folders_apart(told: list[str], words: list[str]) -> None:
+    args = argparse.Namespace(also=told)
+    wanted = " ".join(f"--also {word}" for word in words)
+    assert report.command(args, "quality") == f"python -m benchmarks.quality {wanted}"
+
+
+@pytest.mark.parametrize("what", report.SAME)
+def test_only_what_was_run_alike_is_joined(what: str) -> None:
+    def made(value: str) -> dict[str, Any]:
+        found: dict[str, Any] = {"command": value, "data": {}, "model": {"engine_info": {}}}
+        *folders, key = report.SAME[what].split("/")
+        place = found
+        for folder in folders:
+            place = place[folder]
+        place[key] = value
+        return found
+
+    with pytest.raises(ValueError, match=f"first.json is of another {what}"):
+        report.joined(Path("first.json"), made("a"), made("b"))
+    assert report.joined(Path("first.json"), made("a"), made("a"))["command"] == "a && a"
 
 
 def test_results_are_written_with_what_made_them(tmp_path: Path) -> None:

@@ -141,6 +141,23 @@ def test_a_text_that_nobody_changed_is_not_clean(yardstick: Yardstick) -> None:
     assert told["changed_gone_kept"]["value"] == 0.0
 
 
+def test_a_text_that_holds_a_mask_is_not_rewritten(yardstick: Yardstick) -> None:
+    pair = Pair("p", "That fool is late.", ("They are late.",), ("fool",))
+    told = yardstick.figures([pair], System("guard", {0: "That [...] is late."}, frozenset({0})))
+    assert told["masked"]["value"] == 1.0
+    assert told["phrases_gone"]["value"] == 1.0
+    assert told["changed_gone_kept"]["value"] == 0.0
+
+
+def test_the_facts_that_count_are_those_that_a_reference_keeps(yardstick: Yardstick) -> None:
+    pair = Pair("p", "Those 2 fools come at 9.", ("They come at 9.",), ("fools",))
+    told = [
+        yardstick.figures([pair], System.of("some", [output]))["changed_gone_kept"]["value"]
+        for output in ("They come at 9.", "Those 2 come at 9.", "Those 2 come.")
+    ]
+    assert told == [1.0, 1.0, 0.0]
+
+
 def test_names_that_no_reference_keeps_may_go(yardstick: Yardstick) -> None:
     pair = Pair("p", "That fool of Anna is late.", ("Someone is late.",), ("fool",))
     told = yardstick.figures([pair], System.of("some", ["Somebody is late."]))

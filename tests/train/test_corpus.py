@@ -173,10 +173,31 @@ def test_where_the_sources_are(config: Config, tmp_path: Path, authored: Path) -
         corpus.place(config, "edos", None, authored)
 
 
-def test_evaluation_texts_are_those_of_four_folders(tmp_path: Path) -> None:
+def test_evaluation_texts_are_all_that_four_folders_say(tmp_path: Path) -> None:
     for part in (*corpus.EVALUATION, "train"):
-        put(tmp_path, part, "some", [{"text": part}, {"id": "no text"}, {"text": None}])
-    assert corpus.evaluation_texts(tmp_path) == ["dev", "bench", "judge", "safe"]
+        rows = [{"text": f"The {part}.", "label": "hate"}, {"id": 7}, {"text": None}]
+        put(tmp_path, part, "some", rows)
+    put(tmp_path, "dev", "pairs", [{"text": "The one.", "safe": ["The other."]}])
+    items = {"data": [{"sentences": [{"sentence": "The third."}]}]}
+    (tmp_path / "bench" / "items.json").write_text(json.dumps(items))
+    assert corpus.evaluation_texts(tmp_path) == [
+        *("The one.", "The other.", "The dev."),
+        *("The bench.", "The third.", "The judge.", "The safe."),
+    ]
+
+
+def test_rewrites_of_dev_and_test_records_are_not_trained_on(
+    config: Config, tmp_path: Path, authored: Path
+) -> None:
+    before = corpus.corpus(config, None, authored).train["cmd"]
+    barred = next(example for example in before if example.unsafe is False)
+    [path] = sources.files(authored)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    row = next(row for row in rows if row["split"] != "train" and row.get("safe"))
+    rows[rows.index(row)] = {**row, "safe": f" {barred.text.upper()}"}
+    put(tmp_path, "own", "some", rows)
+    after = corpus.corpus(config, None, tmp_path / "own").train["cmd"]
+    assert [each.text for each in after] == [e.text for e in before if e.text != barred.text]
 
 
 # variations -----------------------------------------------------------------------------------

@@ -293,6 +293,18 @@ def test_nothing_to_train_on_is_an_error(
         finetune.train(fresh(config, base), found, prompt, changed(config, max_length=3), tmp_path)
 
 
+def test_as_many_pairs_are_drawn_as_the_configuration_says(
+    config: Config, found: epochs.Corpus
+) -> None:
+    pairs = [example for example in found.train["cmd"] if example.safe]
+    plain = [replace(example, safe=()) for example in pairs] * 9
+    data = replace(config.data, rewriting={"cmd": len(pairs) - 1})
+    more = replace(found, train={"cmd": [*plain, *pairs]})
+    pool = epochs.pools(more, replace(config, data=data), 0)["cmd"]
+    assert len(pool) == len(pairs) - 1
+    assert all(example.safe for example in pool)
+
+
 def test_every_step_is_drawn_from_the_seed(
     config: Config, found: epochs.Corpus, prompt: Prompt
 ) -> None:
