@@ -79,10 +79,10 @@ class Draft:
 
 
 def reasons(verdict: Verdict) -> list[str]:
-    """Why a segment was flagged: the labels that say that it is unsafe."""
+    """Why a segment was flagged: the labels that say so, with their likeliest unsafe value."""
     found = []
     for name in RISKS:
         row = verdict.labels[name]
         if row[0] < 0.5:
-            found.append(f"{name}: {LABELS[name][max(range(len(row)), key=row.__getitem__)]}")
+            found.append(f"{name}: {LABELS[name][max(range(1, len(row)), key=row.__getitem__)]}")
     return found or ["unsafe"]

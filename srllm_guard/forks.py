@@ -7,8 +7,11 @@ ever, a lock that one of them held is never let go of, and a socket is shared by
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakSet
+
+T = TypeVar("T")
 
 
 class Renewable(Protocol):
@@ -30,6 +33,19 @@ def renew_in_children(thing: Renewable) -> None:
 def leave_in_children(thing: Renewable) -> None:
     """From now on children take this over as it is, such as what was closed."""
     _ALL.discard(thing)
+
+
+class PerProcess(Generic[T]):
+    """A value that every forked child makes anew."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self.renew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """See `Renewable`."""
+        self.value = self._make()
 
 
 def _forked() -> None:

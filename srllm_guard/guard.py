@@ -174,7 +174,7 @@ class Guard(MiddlewareVerbs):
         return results
 
     def moderate_tool_calls(self, calls: Iterable[Any]) -> list[ToolCallModeration]:
-        """Moderate the string arguments of tool calls, all in one batch.
+        """Moderate the string arguments of tool calls, all within one deadline.
 
         Args:
             calls: tool calls of OpenAI (chat.completions or responses), Anthropic or LangChain, as

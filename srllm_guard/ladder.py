@@ -15,7 +15,7 @@ from srllm_guard.language import language
 from srllm_guard.policy import Policy
 from srllm_guard.prompt import Prompt, Range, rewrite_request
 from srllm_guard.text.protect import unprotected
-from srllm_guard.text.segments import Segment
+from srllm_guard.text.segments import LINE, Segment
 from srllm_guard.trim import trims
 from srllm_guard.verify import closeness, faults, new_words, omission_faults, says_nothing
 
@@ -292,7 +292,7 @@ class Ladder:
             if not job.has_company:
                 return ("stands_alone",)
             return omission_faults(job.source, job.spans, self._policy)
-        if len(text.splitlines()) > 1:
+        if text and not LINE.fullmatch(text):
             return ("line_break",)
         if not language(text).verified and language(job.source).verified:
             return ("unverified_language",)

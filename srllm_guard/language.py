@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from srllm_guard.forks import PerProcess
 from srllm_guard.text.normalize import fold
 
 if TYPE_CHECKING:
@@ -120,12 +121,12 @@ def _ranks(text: str) -> dict[str, float]:
     return dict(preload().rank(text.lower()))
 
 
-_LOADING = threading.Lock()
+_LOADING = PerProcess(threading.Lock)
 
 
 def preload() -> LanguageIdentifier:
     """Load the detector, unless it is there; a first text need not wait for it then."""
-    with _LOADING:
+    with _LOADING.value:
         return _identifier()
 
 

@@ -10,7 +10,7 @@ from srllm_guard.draft import Draft, reasons
 from srllm_guard.job import Job
 from srllm_guard.prompt import Range
 from srllm_guard.results import Edit
-from srllm_guard.text.segments import Segment
+from srllm_guard.text.segments import LINE, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class Repair:
             if not new:
                 before = text[last:start]
                 kept = before.rstrip(" \t")
-                if kept[-1:] not in ("", "\n") or (told and not kept):
+                if LINE.match(kept[-1:]) or (told and not kept):
                     start = last + len(kept)
                 else:
                     end += len(text[end:]) - len(text[end:].lstrip(" \t"))

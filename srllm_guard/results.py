@@ -95,7 +95,9 @@ class Detection:
     """The unsafe phrases, by their start; empty when none was found."""
     verified: bool
     """False when the text is outside of what the model was validated for, such as another language,
-    or when it could not be judged at all. Such a text must not be taken for safe."""
+    or when it could not be judged at all. Such a text must not be taken for safe. True speaks of
+    the prose alone, also where there is none: code, and what else is no prose in the text's format,
+    is not judged."""
     language: str | None
     """ISO 639-1 code of the language that was recognised; None when the text is too short to tell
     or none was."""
@@ -166,8 +168,9 @@ class Provenance:
     """SHA-256 of the bundle's manifest without its figures, hexadecimal; the manifest holds the
     hashes of the other files."""
     base_hash: str
-    """SHA-256 of the base weights, hexadecimal; repository and revision of a base in several
-    files."""
+    """SHA-256 of the base weights that the bundle names, hexadecimal; repository and revision where
+    they are several files. Of the weights in a folder that was given instead: the SHA-256 of their
+    safetensors, see `srllm_guard.models.store.base_hash`, or "unchecked" if there are none."""
     policy_hash: str
     """`Policy.hash` of the policy that decided."""
     engine: str
@@ -227,10 +230,11 @@ class Moderation:
 
     @property
     def safe(self) -> bool:
-        """Whether the whole text was withheld, or judged and found safe.
+        """Whether the whole text was withheld, or its prose was judged and found safe.
 
-        False for text that is unverified, and for an unsafe original that a policy which only
-        observes, or fails open, released.
+        What is no prose, such as a block of code, is not judged; a text that is nothing else counts
+        as safe. False for text that is unverified, and for an unsafe original that a policy which
+        only observes, or fails open, released.
         """
         if self.action in ("block", "mask") and self.after is None:
             return True

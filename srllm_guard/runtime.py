@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srllm_guard.calls import Gate
+from srllm_guard.calls import Calls, Gate
 from srllm_guard.engines.base import Engine
 from srllm_guard.errors import ConfigError
 from srllm_guard.language import preload
 from srllm_guard.models.bundle import Bundle, Calibration
 from srllm_guard.models.exported import Exported, is_exported
-from srllm_guard.models.store import find_base, find_bundle
+from srllm_guard.models.store import base_hash, find_base, find_bundle
 from srllm_guard.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -37,12 +39,34 @@ class Runtime:
     bundle_hash: str
     """sha256 of its manifest without the figures, see `Bundle.hash`."""
     base_hash: str
-    """sha256 of the base weights, or the id of a base that has no single file."""
+    """Of the base weights, see `Provenance.base_hash`."""
     gate: Gate = field(init=False, repr=False, compare=False)
     """The one way to the engine, also for several guards that share it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gate", Gate(self.engine))
+
+    def counting(self) -> Runtime:
+        """The same, where deadlines count from now on; where they already do so, itself."""
+        if isinstance(self.gate, _CountingGate):
+            return self
+        counting = copy.copy(self)
+        object.__setattr__(counting, "gate", _CountingGate(self.gate))
+        return counting
+
+
+class _CountingGate(Gate):
+    """A gate whose calls share what is left of a deadline that began with it."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.engine, self.batcher = gate.engine, gate.batcher
+        self._started = time.perf_counter()
+
+    def open(self, deadline_ms: float | None) -> Calls:
+        """See `Gate.open`."""
+        if deadline_ms is not None:
+            deadline_ms -= (time.perf_counter() - self._started) * 1e3
+        return super().open(deadline_ms)
 
 
 def load(
@@ -63,7 +87,8 @@ def load(
         device: "auto", "cpu", "cuda" or "cuda:N".
         engine: a name in `ENGINES`; None chooses: onnx for an exported model, torch for the
             architectures that it covers, else reference.
-        base: folder of the base weights; None searches for them.
+        base: folder of the base weights, taken as they are if transformers wrote it; None searches
+            for those of the bundle.
         four_bit: load the base in 4 bits (bitsandbytes); the reference engine does that.
         precision: of the torch engine: "fp32", "fp16", "bf16", "int8", or "auto", which measures.
             None is fp32 on a CPU, half precision on CUDA. An exported model has its own.
@@ -87,7 +112,8 @@ def load(
     weights = find_base(bundle.manifest.base, base)
     manifest = bundle.manifest
     # Tokenizer and language detector are read while the engine's packages are imported.
-    with ThreadPoolExecutor(2, "srllm-guard-load") as pool:
+    with ThreadPoolExecutor(3, "srllm-guard-load") as pool:
+        hashed = pool.submit(base_hash, manifest.base, weights, base)
         words = pool.submit(lambda: Prompt(tokenizer(weights), manifest.prompt))
         pool.submit(preload)
         if engine is None:
@@ -101,7 +127,7 @@ def load(
         calibration=manifest.calibration,
         bundle=manifest.title,
         bundle_hash=bundle.hash,
-        base_hash=manifest.base.hash,
+        base_hash=hashed.result(),
     )
 
 

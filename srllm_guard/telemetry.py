@@ -20,6 +20,8 @@ from functools import cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+from srllm_guard.forks import PerProcess
+
 if TYPE_CHECKING:
     from opentelemetry import metrics, trace
     from opentelemetry.trace import Span
@@ -32,7 +34,7 @@ SCORE_BUCKETS = tuple(n / 10 for n in range(1, 10))
 MOST_HASHES = 32
 """Hashes of texts in one span; the texts behind them in a batch are only counted."""
 
-_KEY = os.urandom(32)
+_KEY = PerProcess(lambda: os.urandom(32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,7 @@ def _described(provenance: Provenance) -> dict[str, str | float]:
 
 def _hashes(texts: Sequence[str]) -> list[str]:
     return [
-        blake2b(text.encode("utf-8", "surrogatepass"), key=_KEY, digest_size=8).hexdigest()
+        blake2b(text.encode("utf-8", "surrogatepass"), key=_KEY.value, digest_size=8).hexdigest()
         for text in texts[:MOST_HASHES]
     ]
 

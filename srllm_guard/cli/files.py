@@ -10,8 +10,9 @@ import codecs
 import csv
 import io
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ Result = Detection | Moderation
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NAME_ONE = "Name the one that holds the text with --column."
+_NAME = re.compile(r"[^\W\d][\w.-]{0,39}")
+"""What is shown as a name; a blank in it, and it may as well be a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +124,10 @@ class Table(Source):
             self._end = "\r\n" if stream.readline().endswith("\r\n") else "\n"
         self._header = next(self._records(), [])
         if self.column not in self._header:
-            has = ", ".join(self._header) or "no header"
+            has = _listed(self._header) if self._header else "no header"
             raise ConfigError(
-                f'{path} has no column "{self.column}"; it has: {has}.', hint=_NAME_ONE
+                f'{path} has no column "{self.column}"; it has: {has}.',
+                hint=f"Is its first row a header? {_NAME_ONE}",
             )
         if taken := [
             name for name in self._header if name in (*_DETECT_COLUMNS, *_REWRITE_COLUMNS)
@@ -168,8 +172,9 @@ class Table(Source):
 
     def _line(self, fields: Iterable[object]) -> bytes:
         line = io.StringIO(newline="")
-        csv.writer(line, lineterminator=self._end).writerow(fields)
-        return to_bytes(line.getvalue())
+        # Python 3.11 quotes the signs of the terminator alone, and readers end a row at either.
+        csv.writer(line, lineterminator="\r\n").writerow(fields)
+        return to_bytes(line.getvalue().removesuffix("\r\n") + self._end)
 
 
 class Records(Source):
@@ -199,7 +204,7 @@ class Records(Source):
         if not isinstance(record, dict):
             raise ConfigError(f"{where}: not a JSON object but {type(record).__name__}.")
         if self.column not in record:
-            has = ", ".join(record) or "none"
+            has = _listed(record) if record else "none"
             raise ConfigError(
                 f'{where}: no field "{self.column}"; its fields: {has}.', hint=_NAME_ONE
             )
@@ -247,6 +252,13 @@ def to_bytes(text: str) -> bytes:
 def to_json(value: Any) -> bytes:
     """Return a value as JSON on one line, without its end; lone surrogates become escapes."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def _listed(names: Collection[str]) -> str:
+    """Names for a message; where any of them may be a text, only how many there are."""
+    if all(map(_NAME.fullmatch, names)):
+        return ", ".join(names)
+    return f"{len(names)}, whose names may be texts"
 
 
 _SCORE_COLUMNS = (

@@ -2,101 +2,84 @@
 
 Known are strings, chat messages, content blocks, completions and responses as OpenAI, Anthropic
 and LangChain have them (dicts, or objects with the same fields), and lists, tuples, dataclasses,
-pydantic models and named tuples of all these. Nothing is changed in place: what comes back is a
-copy that shares all that is the same, and the very same object where nothing has changed.
+pydantic models and named tuples of all these.
+
+What else stands in a message, a block, a completion or a response is data: prose in it is visited,
+and values for machines stay (`srllm_guard.structure.prose`). So do names and ids of these, code,
+probabilities of tokens, and what an answer repeats of the request: instructions, settings, tools.
 """
 
 from __future__ import annotations
 
-import datetime
-import enum
-import numbers
-import types
-import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
-from srllm_guard.errors import ShapeError
-from srllm_guard.middleware.records import (
-    ABSENT,
-    field,
-    field_names,
-    with_fields,
-    with_items,
+from srllm_guard.middleware.mending import mended
+from srllm_guard.middleware.records import ABSENT, field, with_fields
+from srllm_guard.middleware.visiting import (
+    WITHOUT_TEXT,
+    Visitor,
+    Walk,
+    Where,
+    collected,
+    each,
+    entries,
+    is_sequence,
+    is_word,
+    replaced,
+    shown,
+    unknown,
+    within,
 )
+from srllm_guard.structure.prose import is_prose
+from srllm_guard.structure.tool_calls import arguments_place
 
-Where = tuple[str | int, ...]
-"""The way to a text: names of fields, and indices."""
+__all__ = [
+    "TRUSTED_ROLES",
+    "WITHOUT_TEXT",
+    "Visitor",
+    "Where",
+    "collected",
+    "replaced",
+    "shown",
+    "walk",
+]
 
 TRUSTED_ROLES = frozenset({"system", "developer", "assistant", "ai", "model"})
 """Roles whose messages are not moderated on their way in: the application wrote the instructions,
 and what the model said was moderated when it said it."""
 
-WITHOUT_TEXT = (
-    type(None),
-    numbers.Number,
-    enum.Enum,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
-    uuid.UUID,
-    type,
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    types.ModuleType,
-)
-"""Types that hold no text; values of them are left alone."""
-
 _LANGCHAIN = frozenset({"human", "ai", "system", "tool", "function", "chat", "developer", "remove"})
-_TEXTLESS_BLOCKS = ("image", "input_image", "audio", "input_audio", "video", "file", "input_file")
-_BLOCK_TEXTS = ("text", "refusal", "thinking", "reasoning")
-_BLOCK_PARTS = ("content", "output", "summary")
-_MESSAGE_TEXTS = ("refusal", "reasoning_content", "reasoning")
-_ARGUMENTS = ("function", "arguments", "args", "input")
+_MEDIA = (
+    *("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "output_audio"),
+    *("video", "video_url", "file", "input_file", "document", "redacted_thinking"),
+)
+_CALLS = ("_call", "_call_chunk", "tool_use", "approval_request")
+_RESULTS = ("_output", "tool_result")
+_TOOLS = ("mcp_list_tools", "additional_tools", "tool_search_output")
+_CALLED = ("tool_calls", "invalid_tool_calls", "tool_call_chunks", "function_call")
+_ARGUMENTS = ("function", "custom", "arguments", "args", "input")
+_PARTS = ("content", "output", "summary")
+_SAID = (
+    *_PARTS,
+    *("text", "output_text", "transcript"),
+    *("refusal", "thinking", "reasoning", "reasoning_content"),
+)
+"""Fields whose strings are text, be they prose or a single word."""
+_KINDS = ("type", "role", "object")
+_NAMES = ("id", "name", "model", "model_name")
+_CODE = ("code", "diff")
+_TOKENS = ("logprobs", "prompt_logprobs", "top_logprobs", "token_ids", "prompt_token_ids")
+_SETTINGS = ("reasoning", "text", "prompt", "tool_choice", "tools")
+"""Fields of a response that repeat the request, unless they are strings."""
 
-
-@dataclass(frozen=True, slots=True)
-class Visitor:
-    """What is done with each text, and with each tool call."""
-
-    text: Callable[[str, Where], str]
-    call: Callable[[Any, Where], Any]
-    trusted: Collection[str] = frozenset()
-    """Roles whose messages are passed over."""
-
-
-def collected(
-    walk_it: Callable[[Visitor], Any], trusted: Collection[str] = frozenset()
-) -> tuple[list[str], list[Any]]:
-    """The texts and tool calls that a walk meets."""
-    texts: list[str] = []
-    calls: list[Any] = []
-
-    def keep(found: Any, into: list[Any]) -> Any:
-        into.append(found)
-        return found
-
-    walk_it(Visitor(lambda text, _: keep(text, texts), lambda call, _: keep(call, calls), trusted))
-    return texts, calls
-
-
-def replaced(
-    walk_it: Callable[[Visitor], Any],
-    texts: Sequence[str],
-    calls: Sequence[Any],
-    trusted: Collection[str] = frozenset(),
-) -> Any:
-    """What a walk returns that meets these texts and tool calls instead."""
-    next_text, next_call = iter(texts), iter(calls)
-    try:
-        made = walk_it(Visitor(lambda *_: next(next_text), lambda *_: next(next_call), trusted))
-    except StopIteration:
-        raise ValueError("fewer texts or tool calls were given than the value holds") from None
-    if [*next_text, *next_call]:
-        raise ValueError("more texts or tool calls were given than the value holds")
-    return made
+_NO_TEXT = (*WITHOUT_TEXT, bytes, bytearray, memoryview)
+_ENCODED = re.compile(
+    r"(?:data:[^,\s]{0,200},)?+(?:[\w+/-]{60,}+=*\s*+)++[\w+/-]*=*\s*\Z", re.ASCII
+)
+"""Bytes in base64, on one line or on many."""
 
 
 def walk(value: Any, visitor: Visitor, where: Where = ()) -> Any:
@@ -112,106 +95,63 @@ def walk(value: Any, visitor: Visitor, where: Where = ()) -> Any:
         return value
     if isinstance(value, str):
         return visitor.text(value, where)
-    if isinstance(value, list) or type(value) is tuple:
-        return _each(value, walk, visitor, where)
     if (inner := _known(value)) is not None:
         return inner(value, visitor, where)
-    names = field_names(value)
-    if names is None or isinstance(value, Mapping):
+    if isinstance(value, Mapping):
         raise unknown(value, where)
-    changes: dict[str, Any] = {}
-    for name in names:
-        old = field(value, name)
-        new = walk(old, visitor, (*where, name))
-        if new is not old:
-            changes[name] = new
-    return with_fields(value, changes)
-
-
-def unknown(value: Any, where: Where) -> ShapeError:
-    """The error for a value in which no text is known."""
-    place = f" at {shown(where)}" if where else ""
-    return ShapeError(
-        f"Where the text is in a value of type {type(value).__name__}{place} is not known."
-    )
-
-
-def shown(where: Where) -> str:
-    """The way to a text as a path expression."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in where)[
-        0 if where and isinstance(where[0], int) else 1 :
-    ]
-
-
-Walk = Callable[[Any, Visitor, Where], Any]
+    return within(value, walk, visitor, where)
 
 
 def _known(value: Any) -> Walk | None:
     """How to walk through what speaks the language of chats."""
-    if isinstance(field(value, "choices"), list | tuple):
+    if is_sequence(value):
+        return None
+    if _is_completion(value):
         return _completion
     if _is_message(value):
         return _message
-    if field(value, "object") == "response" and isinstance(field(value, "output"), list):
+    if field(value, "object") == "response" and is_sequence(field(value, "output")):
         return _response
     return _block if _is_block(value) else None
 
 
-def _each(values: Any, inner: Walk, visitor: Visitor, where: Where) -> Any:
-    new = [inner(value, visitor, (*where, _index(value, n))) for n, value in enumerate(values)]
-    return with_items(values, new)
-
-
-def _index(value: Any, position: int) -> int:
-    """Choices and blocks of a stream say which they are; a chunk may hold the third alone."""
-    index = ABSENT if isinstance(value, str | list | tuple) else field(value, "index")
-    return index if isinstance(index, int) else position
-
-
-def _part(value: Any, name: str, inner: Walk, visitor: Visitor, where: Where) -> Any:
-    """The value after a walk through one of its fields, if it is there."""
-    old = field(value, name)
-    if old is ABSENT or old is None:
-        return value
-    if isinstance(old, list | tuple):
-        new = _each(old, inner, visitor, (*where, name))
-    else:
-        new = inner(old, visitor, (*where, name))
-    return value if new is old else with_fields(value, {name: new})
-
-
 def _completion(value: Any, visitor: Visitor, where: Where) -> Any:
-    return _part(value, "choices", _choice, visitor, where)
-
-
-def _response(value: Any, visitor: Visitor, where: Where) -> Any:
-    return _part(value, "output", _content, visitor, where)
+    new = _part(value, "choices", _choice, visitor, where)
+    return _rest(new, visitor, where, but=("choices",))
 
 
 def _choice(value: Any, visitor: Visitor, where: Where) -> Any:
     new = value
-    for name, inner in (("message", _message), ("delta", _message), ("text", _text)):
-        new = _part(new, name, inner, visitor, where)
-    if new is not value and field(new, "logprobs") not in (ABSENT, None):
-        new = with_fields(new, {"logprobs": None})  # they spell the text out, token by token
-    return new
+    for name in ("message", "delta"):
+        new = _part(new, name, _said, visitor, where)
+    return mended(value, _rest(new, visitor, where, but=("message", "delta")))
+
+
+def _said(value: Any, visitor: Visitor, where: Where) -> Any:
+    return visitor.text(value, where) if isinstance(value, str) else _message(value, visitor, where)
+
+
+def _response(value: Any, visitor: Visitor, where: Where) -> Any:
+    settings = [name for name in _SETTINGS if not isinstance(field(value, name), str)]
+    new = _part(value, "output", _content, visitor, where)
+    return _rest(new, visitor, where, but=("output", "instructions", *settings))
 
 
 def _message(value: Any, visitor: Visitor, where: Where) -> Any:
     if _role(value) in visitor.trusted:
         return value
     new = _part(value, "content", _content, visitor, where)
-    new = _beside_content(new, visitor, where)
-    # LangChain keeps what the provider sent, besides what it has made of it.
-    return _part(new, "additional_kwargs", _beside_content, visitor, where)
+    new = _beside_content(new, visitor, where, own=_is_own(value))
+    return mended(value, new)
 
 
-def _beside_content(value: Any, visitor: Visitor, where: Where) -> Any:
-    for name in _MESSAGE_TEXTS:
-        value = _part(value, name, _text, visitor, where)
-    for name in ("tool_calls", "invalid_tool_calls", "function_call"):
+def _beside_content(value: Any, visitor: Visitor, where: Where, *, own: bool = False) -> Any:
+    for name in _CALLED:
         value = _part(value, name, _call, visitor, where)
-    return _part(value, "parsed", walk, visitor, where)
+    # LangChain keeps what the provider sent, besides what it has made of it.
+    value = _part(value, "additional_kwargs", _beside_content, visitor, where)
+    but = ("content", "additional_kwargs", *_CALLED)
+    return _rest(value, visitor, where, but=but, own=own)
 
 
 def _content(value: Any, visitor: Visitor, where: Where) -> Any:
@@ -224,35 +164,108 @@ def _content(value: Any, visitor: Visitor, where: Where) -> Any:
 
 
 def _block(value: Any, visitor: Visitor, where: Where) -> Any:
-    """A content block, or an item of a response; kinds that hold no text stay as they are."""
+    """A content block, or an item of a response."""
     kind = field(value, "type")
-    if not isinstance(kind, str):
+    if not is_word(kind):
         raise unknown(value, where)
-    call = kind == "function" or kind.endswith(("_call", "tool_use"))
-    if "assistant" in visitor.trusted and (call or kind == "reasoning"):
+    asks = kind in ("function", "custom", "reasoning") or kind.endswith(_CALLS)
+    if "assistant" in visitor.trusted and asks:
         return value
-    if call:
-        value = _call(value, visitor, where)
-    for name in _BLOCK_TEXTS:
-        value = _part(value, name, _text, visitor, where)
-    for name in _BLOCK_PARTS:
-        value = _part(value, name, _content, visitor, where)
-    return value
+    but = ("tools",) if kind in _TOOLS else ()
+    return mended(value, _call(value, visitor, where, but=but))
 
 
-def _text(value: Any, visitor: Visitor, where: Where) -> Any:
-    return visitor.text(value, where) if isinstance(value, str) else value
+def _inner(value: Any, visitor: Visitor, where: Where) -> Any:
+    """Content of a block, which may be data as well."""
+    if isinstance(value, str) or is_word(field(value, "type")):
+        return _content(value, visitor, where)
+    return _data(value, visitor, where)
 
 
-def _call(value: Any, visitor: Visitor, where: Where) -> Any:
-    """A tool call; without arguments (a search of the server's) there is nothing to see in it."""
-    for name in _ARGUMENTS:
-        inner = field(value, name)
-        if name == "function" and inner is not ABSENT:
-            inner = field(inner, "arguments")
-        if isinstance(inner, str | Mapping):
-            return visitor.call(value, where)
-    return value
+def _call(value: Any, visitor: Visitor, where: Where, but: Collection[str] = ()) -> Any:
+    """What may be a tool call: its arguments, what came of it, and the rest."""
+    place = arguments_place(value) or ()
+    if place:  # first, for what comes back is made of the call as it came in
+        value = visitor.call(value, where)
+    if len(place) > 1:
+        value = _part(value, place[0], partial(_rest, but=place[1:]), visitor, where)
+    for name in _PARTS:
+        value = _part(value, name, _inner, visitor, where)
+    return _rest(value, visitor, where, but=(*but, *_PARTS, *place[:1]))
+
+
+def _rest(
+    value: Any, visitor: Visitor, where: Where, *, but: Collection[str] = (), own: bool = False
+) -> Any:
+    """What else stands in a message, a block or the like.
+
+    Args:
+        value: in which it is.
+        visitor: as in `walk`.
+        where: as in `walk`.
+        but: fields that were visited.
+        own: every string is a text, as in any class of the user's.
+    """
+    found = entries(value) or _attributes(value)
+    if not (found or _known(value)):
+        return _data(value, visitor, where)
+    left = [(name, old) for name, old in found if name not in but and not _is_name(name, old)]
+    return _fields(value, left, visitor, where, own=own)
+
+
+def _data(
+    value: Any, visitor: Visitor, where: Where, *, name: object = None, own: bool = False
+) -> Any:
+    """What stands in a field of this name: prose, and what is known; the rest stays."""
+    if isinstance(value, _NO_TEXT):
+        return value
+    if isinstance(value, str):
+        said = own or name in _SAID or (name not in _CODE and _is_prose(value))
+        return visitor.text(value, where) if said else value
+    if name in _TOKENS:
+        return value
+    if is_sequence(value):
+        return each(value, partial(_data, name=name, own=own), visitor, where)
+    if (inner := _known(value)) is not None:
+        return inner(value, visitor, where)
+    found = entries(value)
+    if found is not None:
+        return _fields(value, found, visitor, where, own=_is_own(value))
+    if "artifact" in where:  # what a tool keeps for the program may be anything
+        return value
+    raise unknown(value, where)
+
+
+def _fields(
+    value: Any, found: Iterable[tuple[Any, Any]], visitor: Visitor, where: Where, *, own: bool
+) -> Any:
+    changes: dict[Any, Any] = {}
+    for n, (name, old) in enumerate(found):
+        here = (*where, name if is_word(name) else n)
+        new = _data(old, visitor, here, name=name, own=own)
+        if new is not old:
+            changes[name] = new
+    return with_fields(value, changes)
+
+
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    """The public attributes of an object of any class."""
+    slots = (getattr(base, "__slots__", ()) for base in type(value).__mro__)
+    names = [*getattr(value, "__dict__", ())]
+    for each_of in slots:
+        names += [each_of] if isinstance(each_of, str) else each_of
+    found = [(name, field(value, name)) for name in names if not name.startswith("_")]
+    return [(name, each) for name, each in found if each is not ABSENT]
+
+
+def _part(value: Any, name: Any, inner: Walk, visitor: Visitor, where: Where) -> Any:
+    """The value after a walk through one of its fields, if it is there."""
+    old = field(value, name)
+    if old is ABSENT or old is None:
+        return value
+    here = (*where, name)
+    new = each(old, inner, visitor, here) if is_sequence(old) else inner(old, visitor, here)
+    return value if new is old else with_fields(value, {name: new})
 
 
 def _role(value: Any) -> str | None:
@@ -262,9 +275,19 @@ def _role(value: Any) -> str | None:
     return role.lower().removesuffix("messagechunk") if isinstance(role, str) else None
 
 
+def _is_completion(value: Any) -> bool:
+    choices = field(value, "choices")
+    if not is_sequence(choices):
+        return False
+    spoken = ("message", "delta", "text")
+    if not choices:  # as at the end of a stream
+        return isinstance(field(value, "object"), str)
+    return all(any(field(choice, name) is not ABSENT for name in spoken) for choice in choices)
+
+
 def _is_message(value: Any) -> bool:
     of_langchain = field(value, "additional_kwargs") is not ABSENT and _role(value) in _LANGCHAIN
-    if not (of_langchain or isinstance(field(value, "role"), str)):
+    if not (of_langchain or is_word(field(value, "role"))):
         return False
     names = ("content", "tool_calls", "function_call")
     return any(field(value, name) is not ABSENT for name in names)
@@ -273,12 +296,25 @@ def _is_message(value: Any) -> bool:
 def _is_block(value: Any) -> bool:
     """Whether a value by itself is a content block; user classes with a field `type` are not."""
     kind = field(value, "type")
-    if not isinstance(kind, str) or not (isinstance(value, Mapping) or _of_sdk(value)):
+    if not is_word(kind) or not (isinstance(value, Mapping) or _of_sdk(value)):
         return False
-    if kind in _TEXTLESS_BLOCKS or kind.startswith(("image", "audio")):
+    if kind in (*_MEDIA, *_TOOLS) or kind.endswith((*_CALLS, *_RESULTS)):
         return True
-    names = (*_BLOCK_TEXTS, *_BLOCK_PARTS, *_ARGUMENTS)
-    return any(field(value, name) is not ABSENT for name in names)
+    return any(field(value, name) is not ABSENT for name in (*_SAID, *_ARGUMENTS))
+
+
+def _is_name(name: object, value: Any) -> bool:
+    """Whether a field of a message or the like says what it is, or whose."""
+    return (name in _KINDS and is_word(value)) or (name in _NAMES and isinstance(value, str))
+
+
+def _is_prose(text: str) -> bool:
+    return not (len(text) > 1_000 and _ENCODED.match(text)) and is_prose(text)
+
+
+def _is_own(value: Any) -> bool:
+    """Whether a value is of a class of the user's."""
+    return not (isinstance(value, Mapping) or _of_sdk(value))
 
 
 def _of_sdk(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""One direction of a call: the texts in a value are moderated in one batch, and put back."""
+"""One direction of a call: the texts in a value are moderated together, and put back."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from srllm_guard.errors import ConfigError, ShapeError
 from srllm_guard.middleware.pieces import Pieces
 from srllm_guard.middleware.selectors import Known, Path, Paths, Place
 from srllm_guard.middleware.shapes import Visitor, collected, replaced, walk
+from srllm_guard.structure.mixed import in_one_deadline
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
@@ -71,8 +72,9 @@ class Side:
         return collected(lambda visitor: self.place.walk(value, visitor), self.trusted)
 
     def _released(self, texts: list[str], calls: list[Any]) -> tuple[list[str], list[Any]]:
-        results = self.guard.moderate_many(texts, format=self.format)
-        done = self.guard.moderate_tool_calls(calls)
+        guard = in_one_deadline(self.guard)
+        results = guard.moderate_many(texts, format=self.format)
+        done = guard.moderate_tool_calls(calls)
         released = [self.guard.released(result) for result in results]
         for each in done:
             self.guard.released(each.moderation)

@@ -1,13 +1,16 @@
 """Find base weights and bundles: an explicit folder, the cache, an installed package, the Hub.
 
-Whatever is found is checked against the hash in the bundle's manifest. A GGUF file is converted
-once into the cache (`$SRLLM_GUARD_CACHE`, else the user's cache folder); from then on nothing but
-the cache is read, and no network is needed.
+The files of a bundle are checked against the hashes in its manifest, and so is a GGUF file before
+it is converted into the cache (`$SRLLM_GUARD_CACHE`, else the user's cache folder). From then on
+nothing but the cache is read, and no network is needed. A folder of transformers is taken as it is,
+whatever weights it holds: `base_hash` says which.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -19,6 +22,9 @@ from srllm_guard.models.bundle import MANIFEST, Base, Bundle, file_hash
 
 SHIPPED = Path(__file__).parent / "smollm2_135m"
 """The bundle that comes with the package."""
+
+UNCHECKED = "unchecked"
+"""Instead of the hash of base weights that are in no safetensors file."""
 
 _CONVERTER = "1"  # part of the cache key: raise it when the conversion changes
 
@@ -87,7 +93,7 @@ def find_base(base: Base, folder: str | os.PathLike[str] | None = None) -> Path:
             f"{folder} holds neither {base.file} nor a config.json.",
             hint="Give the folder of the base weights, or leave it out to search for them.",
         )
-    cached = cache_folder() / f"{base.file}-{(base.sha256 or 'unknown')[:16]}-{_CONVERTER}"
+    cached = _cached(base)
     if folder is None and (cached / "config.json").is_file():
         return cached
     source = Path(folder) / base.file if folder is not None else _source(base, base.file)
@@ -98,6 +104,46 @@ def find_base(base: Base, folder: str | os.PathLike[str] | None = None) -> Path:
             hint="The download is damaged or another version; get the file again.",
         )
     return cached if (cached / "config.json").is_file() else _converted(source, cached)
+
+
+def base_hash(base: Base, weights: Path, folder: str | os.PathLike[str] | None = None) -> str:
+    """What results call the base weights by.
+
+    Args:
+        base: what the bundle was trained on.
+        weights: what `find_base` found.
+        folder: where it was told to look.
+
+    Returns:
+        `Base.hash` where it found what the bundle names. Of a folder that was given, the sha256 of
+        model.safetensors, or of the lines "<sha256>  <file>" of several such files by name;
+        `UNCHECKED` where it has none.
+    """
+    if folder is None or (base.sha256 and weights.resolve() == _cached(base).resolve()):
+        return base.hash
+    try:
+        hashes = {path.name: file_hash(path) for path in sorted(_safetensors(weights))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return UNCHECKED
+    if len(hashes) > 1:
+        lines = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
+        return hashlib.sha256(lines.encode()).hexdigest()
+    return next(iter(hashes.values()), UNCHECKED)
+
+
+def _safetensors(folder: Path) -> set[Path]:
+    """The files that engines read weights from."""
+    found = {folder / "model.safetensors"} if (folder / "model.safetensors").is_file() else set()
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        found |= {folder / name for name in names}
+    return found
+
+
+def _cached(base: Base) -> Path:
+    """Where a base is kept once it is converted."""
+    return cache_folder() / f"{base.file}-{(base.sha256 or 'unknown')[:16]}-{_CONVERTER}"
 
 
 def _source(base: Base, file: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -24,7 +24,7 @@ from srllm_guard.results import (
 from srllm_guard.structure.document import Document
 from srllm_guard.structure.part import Change, Part, apply
 
-_WORST: tuple[EditAction, ...] = ("rewrite", "mask", "block")
+_WORST: tuple[Action, ...] = ("pass", "rewrite", "mask", "unverified", "block")
 
 
 def detection(document: Document, found: Sequence[Detection]) -> Detection:
@@ -61,7 +61,9 @@ def moderation(
     """The result of a document from those of its judged parts, in order.
 
     A part that cannot be made safe is withheld by itself; the document as a whole only where
-    that would break its structure.
+    that would break its structure. The action is the worst that was done to a part: one that was
+    blocked counts for more than one that was released unverified, and that for more than a mask or
+    a rewrite.
     """
     before = detection(document, [result.before for result in results])
     errors = tuple(dict.fromkeys(error for result in results for error in result.errors))
@@ -75,8 +77,7 @@ def moderation(
     }
     changed = [(number, result) for number, result in pairs if result.edits]
     if not changed:
-        odd = any(result.action == "unverified" for result in results)
-        action: Action = "unverified" if odd else "pass"
+        action = _action([result.action for result in results])
         return Moderation(action=action, text=document.text, after=None, edits=(), **common)  # type: ignore[arg-type]
     outcomes = [_outcome(document, number, result, policy) for number, result in changed]
     whole = [outcome for outcome in outcomes if outcome is not None]
@@ -104,12 +105,17 @@ def moderation(
         for span in _moved(document.parts[number], each.spans)
     ]
     return Moderation(
-        action=max((edit.action for edit in edits), key=_WORST.index),
+        action=_action([*(result.action for result in results), *(edit.action for edit in edits)]),
         text=apply(document.text, changes),
         after=_merged([each for _, each in left if each is not None], spans),
         edits=edits,
         **common,  # type: ignore[arg-type]
     )
+
+
+def _action(done: Iterable[Action]) -> Action:
+    """The worst of what was done to parts."""
+    return max(done, key=_WORST.index, default="pass")
 
 
 def _outcome(

@@ -1,7 +1,8 @@
-"""Texts of which some are JSON documents, moderated together."""
+"""Texts of which some are JSON documents, moderated together, and batches within one deadline."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,19 @@ def is_json(text: str) -> bool:
     return True
 
 
+def in_one_deadline(guard: Guard) -> Guard:
+    """The guard for several batches of one call: the policy's deadline counts from now for all."""
+    if guard.policy.deadline_ms is None:
+        return guard
+    counting = copy.copy(guard)
+    counting.runtime = guard.runtime.counting()
+    return counting
+
+
 def moderate_mixed(guard: Guard, texts: Sequence[str], shaped: Sequence[bool]) -> list[Moderation]:
     """Moderate texts in two batches: as JSON, so that they stay JSON, and as plain text.
+
+    The policy's deadline is one for both.
 
     Args:
         guard: moderates.
@@ -33,6 +45,7 @@ def moderate_mixed(guard: Guard, texts: Sequence[str], shaped: Sequence[bool]) -
     Returns:
         The results in the order of the texts.
     """
+    guard = in_one_deadline(guard)
     pairs = list(zip(texts, shaped, strict=True))
     as_json = iter(guard.moderate_many([text for text, json in pairs if json], format="json"))
     as_text = iter(guard.moderate_many([text for text, json in pairs if not json]))

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from srllm_guard.middleware.records import field, with_fields
+from srllm_guard.middleware.visiting import (
+    WITHOUT_TEXT,
+    Visitor,
+    Where,
+    entries,
+    is_sequence,
+    is_word,
+    replaced,
+    unknown,
+    within,
+)
 from srllm_guard.structure.mixed import is_json, moderate_mixed
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
     from srllm_guard.results import Moderation
 
-_PLACES = (("function", "arguments"), ("arguments",), ("args",), ("input",))
-"""Where arguments stand: OpenAI chat.completions, OpenAI responses, LangChain, Anthropic."""
+_PLACES = (("function", "arguments"), ("custom", "input"), ("arguments",), ("args",), ("input",))
+"""Where arguments stand: OpenAI chat.completions (functions, custom tools), OpenAI responses,
+LangChain, Anthropic and custom tools of responses."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ToolCallModeration:
     """One tool call, and what was done with its arguments."""
 
     call: Any
     """The call to go on with: the same object if nothing was changed, else a changed copy."""
     moderation: Moderation
-    """The result for the arguments, written as JSON. Where `moderation.action` is "block", an
-    argument was withheld: the policy's message stands in its place, so think before you run it."""
+    """The result for the arguments, written as JSON; models, dataclasses and named tuples are
+    objects there, and what holds no text and has no form in JSON is null. Where
+    `moderation.action` is "block", an argument was withheld: the policy's message stands in its
+    place, so think before you run it."""
 
 
 def moderate_tool_calls(guard: Guard, calls: Iterable[Any]) -> list[ToolCallModeration]:
     """See `Guard.moderate_tool_calls`."""
     found = [(call, *_arguments(call)) for call in calls]
-    texts = [_written(arguments) for _, _, arguments in found]
+    texts = [
+        arguments if isinstance(arguments, str) else _written(arguments, place)
+        for _, place, arguments in found
+    ]
     # Models write broken JSON at times; such arguments are plain text to whoever reads them.
     results = moderate_mixed(guard, texts, [is_json(text) for text in texts])
     return [
@@ -43,67 +60,87 @@ def moderate_tool_calls(guard: Guard, calls: Iterable[Any]) -> list[ToolCallMode
     ]
 
 
+def arguments_place(call: Any) -> tuple[str, ...] | None:
+    """Names of the fields that lead to the arguments of a call; None where there are none."""
+    for place in _PLACES:
+        if isinstance(_at(call, place), str | Mapping):
+            return place
+    return None
+
+
 def _arguments(call: Any) -> tuple[tuple[str, ...], Any]:
     """Where the arguments of a call stand, and what they are."""
-    for place in _PLACES:
-        value = call
-        for name in place:
-            value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
-        if isinstance(value, str | Mapping):
-            return place, value
-    raise TypeError(
-        f"expected a tool call with arguments, args or input (str or dict), "
-        f"got {type(call).__name__}"
-    )
+    place = arguments_place(call)
+    if place is None:
+        raise TypeError(
+            f"expected a tool call with arguments, args or input (str or dict), "
+            f"got {type(call).__name__}"
+        )
+    return place, _at(call, place)
 
 
-def _written(arguments: Any) -> str:
-    if isinstance(arguments, str):
-        return arguments
-    return json.dumps(arguments, ensure_ascii=False, default=_plain)
+def _at(call: Any, place: tuple[str, ...]) -> Any:
+    for name in place:
+        call = field(call, name)
+    return call
+
+
+def _written(value: Any, where: Where) -> str:
+    """A value as JSON, its strings in the order in which `_walk` visits them.
+
+    Raises:
+        ShapeError: where the text is in a value within it is not known.
+    """
+    if value is None or type(value) in (bool, int, float):
+        return json.dumps(value)
+    if isinstance(value, WITHOUT_TEXT):
+        return "null"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if is_sequence(value):
+        items = [_written(item, (*where, n)) for n, item in enumerate(value)]
+        return f"[{', '.join(items)}]"
+    found = entries(value)
+    if found is None:
+        raise unknown(value, where)
+    members = [
+        f"{json.dumps(str(name), ensure_ascii=False)}: "
+        f"{_written(item, (*where, name if is_word(name) else n))}"
+        for n, (name, item) in enumerate(found)
+    ]
+    return f"{{{', '.join(members)}}}"
 
 
 def _read(arguments: Any, result: Moderation) -> Any:
-    """The arguments with the changes of the result: a string, or a dict for any mapping."""
+    """The arguments with the strings of the result."""
     if isinstance(arguments, str):
         return result.text
-    return _merged(arguments, json.loads(result.text))
+    # Pairs, for two keys may be written alike.
+    made = json.loads(result.text, object_pairs_hook=lambda pairs: [item for _, item in pairs])
+    return replaced(lambda visitor: _walk(arguments, visitor, ()), list(_strings(made)), [])
 
 
-def _merged(old: Any, new: Any) -> Any:
-    """The old value with the strings of the new one, which has the same shape."""
-    if isinstance(old, str):
-        return new
-    if isinstance(old, Mapping):
-        return {
-            key: _merged(value, changed)
-            for (key, value), changed in zip(old.items(), new.values(), strict=True)
-        }
-    if isinstance(old, list | tuple):
-        return type(old)(_merged(a, b) for a, b in zip(old, new, strict=True))
-    return old
+def _strings(items: Any) -> Iterator[str]:
+    if isinstance(items, str):
+        yield items
+    elif isinstance(items, list):
+        for item in items:
+            yield from _strings(item)
+
+
+def _walk(value: Any, visitor: Visitor, where: Where) -> Any:
+    """Visit each string in arguments."""
+    if isinstance(value, WITHOUT_TEXT):
+        return value
+    if isinstance(value, str):
+        new = visitor.text(value, where)
+        return value if new == value else new
+    return within(value, _walk, visitor, where)
 
 
 def _put(call: Any, place: tuple[str, ...], value: Any) -> Any:
     """A copy of the call with other arguments."""
     name, *rest = place
     if rest:
-        inner = call[name] if isinstance(call, Mapping) else getattr(call, name)
-        value = _put(inner, tuple(rest), value)
-    if isinstance(call, Mapping):
-        return {**call, name: value}
-    if hasattr(call, "model_copy"):
-        return call.model_copy(update={name: value})
-    if dataclasses.is_dataclass(call) and not isinstance(call, type):
-        return dataclasses.replace(call, **{name: value})
-    copied = copy.copy(call)
-    setattr(copied, name, value)
-    return copied
-
-
-def _plain(value: object) -> dict[Any, Any] | None:
-    """What stands in JSON for a value that it has no form for.
-
-    Any mapping is an object; another value is null there, and itself stays.
-    """
-    return {str(k): each for k, each in value.items()} if isinstance(value, Mapping) else None
+        value = _put(field(call, name), tuple(rest), value)
+    return with_fields(call, {name: value})

@@ -22,7 +22,7 @@ from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
 from pydantic import BaseModel
 
 from srllm_guard import Blocked, Guard, Policy
-from srllm_guard.middleware.langchain import GuardedChatModel
+from srllm_guard.middleware.langchain import GuardedChatModel, chat_model
 from srllm_guard.results import Moderation
 from tests.langchain.scripted import ScriptedModel
 
@@ -299,3 +299,10 @@ def test_events_of_the_content_block_protocol_are_guarded(guard: Guard) -> None:
     assert "idiot" not in str(list(stream))
     assert stream.output.text == SAFE
     assert stream.output.tool_calls[0]["args"] == {"text": SAFE}
+
+
+def test_settings_that_the_installed_langchain_does_not_have_are_not_adopted(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_model, "ADOPTED", (*chat_model.ADOPTED, "of_a_later_version"))
+    assert guard.guard_model(answering(tags=["a"])).invoke("Hi.").content == SAFE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
 
 from srllm_guard import Blocked, Guard, Policy
 from srllm_guard.results import Moderation
-from tests.byte_engine import ByteEngine
+from tests.byte_engine import ByteEngine, runtime
 from tests.langchain.scripted import ScriptedModel
 
 UNSAFE, SAFE = "You idiot, come at 5.", "You person, come at 5."
@@ -382,3 +383,17 @@ def joined(chunks: list[Any]) -> Any:
     for chunk in chunks[1:]:
         total = total + chunk
     return total
+
+
+def test_a_deadline_is_one_for_all_of_a_message() -> None:
+    """Its text and the arguments of its call are two batches."""
+    engine = ByteEngine(fault="hang")
+    results: list[Moderation] = []
+    guard = Guard(runtime(engine), policy=Policy(deadline_ms=400), on_result=results.append)
+    start = time.perf_counter()
+    guard.as_runnable().invoke(everything())
+    took = time.perf_counter() - start
+    engine.release.set()
+    assert 0.3 < took < 0.75
+    assert len(results) == 3
+    assert all(each.errors[0].startswith("DeadlineExceeded: ") for each in results)

@@ -332,6 +332,21 @@ def test_csv_takes_long_fields(cli: Cli, tmp_path: Path) -> None:
     assert target.read_bytes().count(b"a " * 100_000) == 2
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_csv_keeps_line_signs_within_fields(cli: Cli, tmp_path: Path, end: str) -> None:
+    lines = ["id,text", '1,"one\rtwo"', '2,"three\nfour"', '3,"five\r\nsix"', '4,"a, ""b"""', "5,"]
+    source, target = write(tmp_path / "in.csv", end.join([*lines, ""])), tmp_path / "out.csv"
+    assert cli("rewrite", "--input", source, "--output", target)[0] == 0
+    texts = [row["text"] for row in rows(source)]
+    assert texts == ["one\rtwo", "three\nfour", "five\r\nsix", 'a, "b"', ""]
+    assert [row["text"] for row in rows(target)] == texts
+    assert [row["guard_text"] for row in rows(target)] == texts
+    written = target.read_bytes().decode()
+    assert written.endswith(f"{end}")
+    for line in lines:
+        assert f"{line}," in written  # nothing is quoted that was not
+
+
 def test_csv_detect(cli: Cli, tmp_path: Path) -> None:
     source, target = write(tmp_path / "in.csv", "text\nYou idiot.\nBonjour.\n"), tmp_path / "o.csv"
     assert cli("detect", "--input", source, "--output", target)[0] == 1
@@ -366,6 +381,13 @@ def test_json_lines_of_a_file(cli: Cli, tmp_path: Path) -> None:
     [
         ("in.csv", "id,body\n1,SECRET\n", 'no column "text"; it has: id, body'),
         ("in.csv", "", "it has: no header"),
+        ("in.csv", "1,You SECRET.\n2,b\n", "it has: 2, whose names may be texts. Is its first"),
+        ("in.csv", "spam,you SECRET\n", "it has: 2, whose names may be texts"),
+        ("in.csv", f"id,SECRET{'x' * 40}\n", "it has: 2, whose names may be texts"),
+        ("in.csv", "1,a\n", "it has: 2, whose names may be texts"),
+        ("in.csv", "naïve_1,b.c-d\n", "it has: naïve_1, b.c-d"),
+        ("in.jsonl", '{"You SECRET!": 1, "id": 1}\n', "fields: 2, whose names may be texts"),
+        ("in.jsonl", "{}\n", "its fields: none"),
         ("in.csv", "text,guard_text\nSECRET,x\n", "already has the column guard_text"),
         ("in.csv", "text\nSECRET,1\n", "row 1: 2 fields; the header has 1"),
         ("in.csv", 'text\n"SECRET" x\n', "no valid CSV"),

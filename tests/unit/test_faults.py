@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -160,6 +161,44 @@ def test_a_deadline_covers_the_whole_call() -> None:
     assert time.perf_counter() - start < 2
     assert {result.text for result in results} == {BLOCKED}
     hanging.runtime.engine.release.set()  # type: ignore[attr-defined]
+
+
+CALLS = [{"args": {"text": TEXT}}, {"function": {"arguments": f'{{"text": "{TEXT}'}}]
+"""Tool calls whose arguments are JSON, and text: they are two batches."""
+
+
+@pytest.mark.parametrize(
+    ("ask", "count"),
+    [
+        (lambda hanging: hanging.moderate_tool_calls(CALLS), 2),
+        (
+            lambda hanging: hanging.wrap(
+                lambda: [TEXT, {"role": "assistant", "content": TEXT, "tool_calls": CALLS}]
+            )(),
+            4,
+        ),
+    ],
+)
+def test_a_deadline_covers_all_batches_of_a_call(ask: Callable[[Guard], Any], count: int) -> None:
+    results: list[Moderation] = []
+    hanging = guard("hang", deadline_ms=400)
+    hanging = Guard(hanging.runtime, policy=hanging.policy, on_result=results.append)
+    start = time.perf_counter()
+    ask(hanging)
+    took = time.perf_counter() - start
+    hanging.runtime.engine.release.set()  # type: ignore[attr-defined]
+    assert 0.3 < took < 0.75
+    assert len(results) == count
+    assert all(each.errors[0].startswith("DeadlineExceeded: ") for each in results)
+    assert {each.provenance.policy_hash for each in results} == {hanging.policy.hash}
+
+
+def test_each_call_has_a_deadline_of_its_own() -> None:
+    patient = Guard(runtime(), policy=Policy(deadline_ms=1_000))
+    for _ in range(3):
+        (first, second) = patient.moderate_tool_calls(CALLS)
+        assert (first.moderation.action, second.moderation.action) == ("rewrite", "rewrite")
+        time.sleep(0.6)
 
 
 def test_the_others_of_a_batch_keep_to_the_deadline_when_one_fails() -> None:

@@ -29,6 +29,21 @@ def test_a_rewrite_sees_what_stands_before(byte_engine: ByteEngine, byte_guard: 
     assert "Bye" not in read
 
 
+@pytest.mark.parametrize("sign", [*"\x0b\x0c\x1c\x1d\x1e\x85"])
+def test_a_sentence_is_rewritten_though_it_holds_a_sign_that_ends_no_line(sign: str) -> None:
+    text = f"You idiot,{sign}the report is late."
+    result = guard(ladder=("rewrite", "block")).moderate(text)
+    assert (result.action, result.text) == ("rewrite", text.replace("idiot", "person"))
+
+
+@pytest.mark.parametrize("sign", ["\n", "\r", "\r\n", "\u2028", "\u2029"])
+def test_a_rewrite_of_several_lines_is_refused(sign: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.byte_engine.GREEDY", f"person,{sign}dear")
+    result = guard(ladder=("rewrite", "block")).moderate("You idiot, the report is late.")
+    assert result.action == "block"
+    assert "rewrite: line_break" in result.edits[0].reasons
+
+
 def test_second_attempt_bars_the_phrase() -> None:
     engine = ByteEngine(words={"idiot": "toxicity", "person": "harm"})
     result = guard(engine, ladder=("rewrite", "block")).moderate("You idiot.")
@@ -237,6 +252,10 @@ def test_a_sentence_without_anything_to_keep_is_left_out() -> None:
         ("You are an idiot. See you.", "See you."),
         ("See you. You are an idiot.", "See you."),
         ("See you.\n  You idiot. Bye.\nEnd.", "See you.\n  Bye.\nEnd."),
+        ("Fine here.\rYou idiot. Bring tea.", "Fine here.\rBring tea."),
+        ("Fine here.\r\n\tYou idiot. Bring tea.", "Fine here.\r\n\tBring tea."),
+        ("Fine here.\u2028You idiot. Bring tea.", "Fine here.\u2028Bring tea."),
+        ("Fine here.\u2029 You idiot. Bring tea.", "Fine here.\u2029 Bring tea."),
     ):
         result = guard(dumb).moderate(text)
         assert (result.action, result.text) == ("rewrite", wanted)
@@ -249,6 +268,8 @@ def test_a_sentence_without_anything_to_keep_is_left_out() -> None:
     [
         ("The idiot left.\nYou trash. Lunch is at noon.", "The person left.\nLunch is at noon."),
         ("The idiot left.\n\n  You trash. Bye.", "The person left.\n\n  Bye."),
+        ("The idiot left.\r  You trash. Bye.", "The person left.\r  Bye."),
+        ("The idiot left.\u2028You trash. Bye.", "The person left.\u2028Bye."),
         ("The idiot left. You trash. Bye.", "The person left. Bye."),
         ("The idiot left. All is well. You trash. Bye.", "The person left. All is well. Bye."),
     ],

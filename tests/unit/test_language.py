@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import srllm_guard.language as detecting
 from srllm_guard.language import Language, language
 
 ENGLISH = [
@@ -140,6 +145,31 @@ def test_a_megabyte_is_quick(unit: str) -> None:
     started = time.process_time()
     language(text)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_child_forked_while_it_is_loaded_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slowly() -> Any:
+        begun.set()
+        go.wait(60)
+
+    with monkeypatch.context() as patched, ThreadPoolExecutor(1) as pool:
+        patched.setattr(detecting, "_identifier", slowly)
+        pool.submit(detecting.preload)
+        assert begun.wait(60)
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)  # what hangs is killed
+            go.set()
+            detecting.preload()
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        go.set()
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_import_is_light() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import subprocess
@@ -196,6 +197,40 @@ def test_the_installed_package_is_found(
 def test_a_folder_of_transformers_is_taken_as_it_is(model: Path, quantised: Path) -> None:
     assert store.find_base(base(quantised), model) == model
     assert store.find_base(Base("owner/tiny"), model) == model
+
+
+def test_results_name_the_weights_that_run(model: Path, quantised: Path, tmp_path: Path) -> None:
+    of_file = base(quantised)
+    converted = store.find_base(of_file, quantised.parent)
+    assert store.base_hash(of_file, converted, quantised.parent) == of_file.sha256
+    assert store.base_hash(of_file, store.find_base(of_file)) == of_file.sha256
+    assert store.base_hash(of_file, converted, converted) == of_file.sha256
+    weights = model / "model.safetensors"
+    assert store.base_hash(of_file, model, model) == file_hash(weights)
+    hub = Base("owner/tiny", "0123abc")
+    assert store.base_hash(hub, model) == "owner/tiny@0123abc"
+    assert store.base_hash(hub, model, model) == file_hash(weights)
+    assert store.base_hash(hub, tmp_path, tmp_path) == store.UNCHECKED
+    unknown = base(quantised, sha256=None)
+    converted = store.find_base(unknown, quantised.parent)
+    kept = file_hash(converted / "model.safetensors")
+    assert store.base_hash(unknown, converted, quantised.parent) == kept
+
+
+def test_weights_in_parts_are_named_by_the_list_of_their_hashes(tmp_path: Path) -> None:
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "consolidated.safetensors").write_bytes(b"which no engine reads")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"b": names[1], "a": names[0], "c": names[0]}}))
+    listed = "".join(f"{file_hash(tmp_path / name)}  {name}\n" for name in names)
+    expected = hashlib.sha256(listed.encode()).hexdigest()
+    assert store.base_hash(Base("owner/tiny"), tmp_path, tmp_path) == expected
+    (tmp_path / names[0]).unlink()
+    assert store.base_hash(Base("owner/tiny"), tmp_path, tmp_path) == store.UNCHECKED
+    index.write_text("[]")
+    assert store.base_hash(Base("owner/tiny"), tmp_path, tmp_path) == store.UNCHECKED
 
 
 def test_another_file_of_that_name_is_refused(quantised: Path, nowhere: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from srllm_guard import Guard, Moderation
 from srllm_guard.batcher import PART
-from srllm_guard.errors import ConfigError, FormatError, MissingExtra
+from srllm_guard.errors import Blocked, ConfigError, FormatError, MissingExtra
 from srllm_guard.structure import html_text
 from srllm_guard.structure.formats import Format, guess, read
 from srllm_guard.structure.prose import is_prose
@@ -222,6 +222,38 @@ def test_failures_end_as_the_policy_says() -> None:
     fail_open = guard(ByteEngine(fault="raise"), fail_open=True).moderate(text, format="json")
     assert fail_open.text is text
     assert (fail_open.action, fail_open.safe) == ("unverified", False)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_part_that_is_released_unverified_counts_for_more_than_an_edit(mask: bool) -> None:
+    text, ladder = '["You idiot", "Fine text"]', ("mask",) if mask else ("rewrite",)
+    broken = ByteEngine(fault="raise", only="Fine")
+    result = guard(broken, fail_open=True, ladder=ladder).moderate(text, format="json")
+    released = ["You [removed]" if mask else "You person", "Fine text"]
+    assert (json.loads(result.text), result.action, result.safe) == (released, "unverified", False)
+    assert [edit.action for edit in result.edits] == ["mask" if mask else "rewrite"]
+    assert result.errors
+    german = "Das ist ein ganz normaler deutscher Satz, den hier niemand verstehen kann."
+    mixed = guard().moderate(json.dumps(["You idiot", german]), format="json")
+    assert (mixed.action, mixed.safe) == ("unverified", False)
+
+
+def test_an_unsafe_part_that_may_pass_counts_for_more_than_an_edit() -> None:
+    passing = guard(ladder=("mask",), mask_text="a,b", fail_open=True, on_fail="pass")
+    result = passing.moderate('you idiot,"you idiot"\n', format="csv")
+    assert result.text == 'you idiot,"you a,b"\n'
+    assert (result.action, result.safe, result.errors) == ("unverified", False, ())
+
+
+def test_a_part_that_is_blocked_counts_for_most() -> None:
+    engine = ByteEngine(fault="raise", only="Fine")
+    both = guard(engine, fail_open=True, ladder=("block",), on_block="raise")
+    text = '["You idiot", "Fine text"]'
+    result = both.moderate(text, format="json")
+    assert json.loads(result.text) == [MESSAGE, "Fine text"]
+    assert (result.action, result.safe) == ("block", False)
+    with pytest.raises(Blocked):
+        both.rewrite(text, format="json")
 
 
 def test_observing_changes_nothing() -> None:

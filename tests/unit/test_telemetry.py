@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -168,13 +169,31 @@ def test_equal_texts_have_equal_hashes_that_cannot_be_guessed(
 ) -> None:
     guarded = guard()
     guarded.moderate_many([UNSAFE, SAFE, UNSAFE, "\ud800"])
-    monkeypatch.setattr(telemetry, "_KEY", b"of another process")
+    monkeypatch.setattr(telemetry._KEY, "value", b"of another process")
     guarded.moderate_many([UNSAFE])
     first, second = ((span.attributes or {})["srllm_guard.text_hashes"] for span in spans())
     assert isinstance(first, tuple)
     assert isinstance(second, tuple)
     assert first[0] == first[2]
     assert len({*first, *second}) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_draws_a_key_of_its_own() -> None:
+    mine = telemetry._hashes([UNSAFE])
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, telemetry._hashes([UNSAFE])[0].encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(read, 100).decode()
+    os.close(read)
+    os.close(write)
+    assert len(theirs) == len(mine[0])
+    assert [theirs] != mine
+    assert telemetry._hashes([UNSAFE]) == mine
 
 
 def test_hashes_of_a_large_batch_are_bounded(spans: Spans) -> None:

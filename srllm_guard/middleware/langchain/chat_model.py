@@ -49,7 +49,8 @@ ADOPTED = (
     "tags",
     "verbose",
 )
-"""Settings of the inner model that act around a call, and so act around the guarded one."""
+"""Settings of the inner model that act around a call, and so act around the guarded one; as far as
+its langchain-core has them."""
 
 
 class GuardedChatModel(BaseChatModel):
@@ -85,7 +86,8 @@ class GuardedChatModel(BaseChatModel):
         if not isinstance(values, Mapping) or not isinstance(values.get("inner"), BaseChatModel):
             return values
         inner = values["inner"]
-        return {**{name: getattr(inner, name) for name in ADOPTED}, **values}
+        known = [name for name in ADOPTED if name in type(inner).model_fields]
+        return {**{name: getattr(inner, name) for name in known}, **values}
 
     @property
     def model_name(self) -> str | None:

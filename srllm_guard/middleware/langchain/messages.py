@@ -25,7 +25,7 @@ from langchain_core.prompt_values import (
     StringPromptValue,
 )
 
-from srllm_guard.structure.mixed import is_json, moderate_mixed
+from srllm_guard.structure.mixed import in_one_deadline, is_json, moderate_mixed
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
@@ -108,7 +108,7 @@ class Released:
 def moderated(
     guard: Guard, values: Sequence[V], walk: Callable[[V, Walk], V]
 ) -> list[V | Exception]:
-    """Moderate values, all their texts in one batch.
+    """Moderate values, all their texts in one batch and all within one deadline.
 
     Args:
         guard: moderates.
@@ -127,6 +127,7 @@ def moderated(
         except TypeError as error:
             failed[n] = error
     good = [found for n, found in enumerate(gathered) if n not in failed]
+    guard = in_one_deadline(guard)
     results = iter(moderate_texts(guard, [text for found in good for text in found.texts]))
     done = iter(guard.moderate_tool_calls([call for found in good for call in found.calls]))
     released: list[V | Exception] = []
