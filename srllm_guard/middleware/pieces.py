@@ -1,19 +1,22 @@
 """Streams of a wrapped function: the text of the items is guarded as one, all else stays as it was.
 
-Known are strings, chunks of chat completions and events of responses (dicts, or objects with the
-same fields), and message chunks of LangChain; of anything else a selector says where the text is.
+Known are strings, chunks of chat completions, events of OpenAI's responses and of Anthropic's
+messages (dicts, or the objects of an SDK, which are pydantic models), and message chunks of
+LangChain; of anything else a selector says where the text is.
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from srllm_guard.errors import ShapeError
+from srllm_guard.middleware.anthropic import EVENTS, HELPERS, MessageEvents
 from srllm_guard.middleware.records import ABSENT, field
 from srllm_guard.middleware.selectors import Known, Place
 from srllm_guard.middleware.shapes import WITHOUT_TEXT, Visitor, Where
@@ -23,8 +26,7 @@ from srllm_guard.middleware.waiting import earliest
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
     from srllm_guard.middleware.driven import Stage
-    from srllm_guard.middleware.openai.chat import ChatEvents
-    from srllm_guard.middleware.openai.responses import ResponseEvents
+    from srllm_guard.middleware.openai.http import Events
 
 
 class Pieces:
@@ -48,7 +50,7 @@ class Pieces:
         """
         if isinstance(item, WITHOUT_TEXT):
             return [item]
-        kind = _kind(item, self._place)
+        kind = _kind(item, self._place, self._part)
         if isinstance(self._part, kind):
             return self._part.feed(item)
         before, self._part = self.close(), kind(self._guard, self._place)
@@ -125,35 +127,40 @@ class Places:
         return self._place.walk(self._last[where], visitor)
 
 
-class Chunks:
-    """Chunks of a completion, or events of a response, of OpenAI's API."""
+class Chunks(ABC):
+    """Items of a stream of some API, each given in the type that it came in."""
 
     def __init__(self, guard: Guard, _: Place) -> None:
-        self._guard = guard
-        self._events: ChatEvents | ResponseEvents | None = None
+        self._events = self.events(guard)
         self._types: dict[str, type] = {}
+
+    @staticmethod
+    @abstractmethod
+    def events(guard: Guard) -> Events:
+        """What guards them as dicts."""
 
     @property
     def due(self) -> float | None:
         """See `Stage`."""
-        return None if self._events is None else self._events.due
+        return self._events.due
 
     def feed(self, item: Any) -> Iterator[Any]:
         """See `Stage`."""
-        if self._events is None:
-            self._events = _events(self._guard, item)
         as_dict = copy.deepcopy(item) if isinstance(item, dict) else _dumped(item)
-        self._types[_name(as_dict)] = type(item)
+        name = _name(as_dict)
+        if name == "error":
+            yield from self.close()  # who reads the error reads nothing behind it
+        self._types[name] = type(item)
         for each in self._events.take(copy.deepcopy(as_dict)):
             yield item if each == as_dict else self._made(each)
 
     def flush(self) -> Iterable[Any]:
         """See `Stage`."""
-        return map(self._made, self._events.flush()) if self._events else ()
+        return map(self._made, self._events.flush())
 
     def close(self) -> Iterable[Any]:
         """See `Stage`."""
-        return map(self._made, self._events.end()) if self._events else ()
+        return map(self._made, self._events.end())
 
     def _made(self, event: dict[str, Any]) -> Any:
         """An event in the type that it came in."""
@@ -161,9 +168,40 @@ class Chunks:
         if issubclass(made, dict):
             return event
         # The SDK does not validate what comes in, since servers do not always conform.
-        if made.__module__.startswith("openai."):
+        if made.__module__.startswith(("openai.", "anthropic.")):
             return made.construct(**event)  # type: ignore[attr-defined]
         return made.model_validate(event)  # type: ignore[attr-defined]
+
+
+class Completions(Chunks):
+    """Chunks of a completion, plain or chat."""
+
+    @staticmethod
+    def events(guard: Guard) -> Events:
+        """See `ChatEvents`."""
+        from srllm_guard.middleware.openai.chat import ChatEvents
+
+        return ChatEvents(guard, as_json=False)
+
+
+class Responses(Chunks):
+    """Events of a response of OpenAI's API."""
+
+    @staticmethod
+    def events(guard: Guard) -> Events:
+        """See `ResponseEvents`."""
+        from srllm_guard.middleware.openai.responses import ResponseEvents
+
+        return ResponseEvents(guard, as_json=False)
+
+
+class AnthropicMessages(Chunks):
+    """Events of messages of Anthropic's API."""
+
+    @staticmethod
+    def events(guard: Guard) -> Events:
+        """See `MessageEvents`."""
+        return MessageEvents(guard)
 
 
 class Messages:
@@ -192,15 +230,24 @@ class Messages:
         return self._values.close()
 
 
-def _kind(item: Any, place: Place) -> type[Texts | Places | Chunks | Messages]:
+def _kind(item: Any, place: Place, part: Stage | None) -> type[Texts | Places | Chunks | Messages]:
+    """What an item is taken for, behind the part of the stream that came before it."""
     if not isinstance(place, Known):
         return Places
     if isinstance(item, str):
         return Texts
-    if _is_chunk(item) or _name(item).startswith("response."):
-        return Chunks
     if any(base.__name__ == "BaseMessageChunk" for base in type(item).__mro__):
         return Messages
+    if isinstance(item, dict) or hasattr(item, "model_dump"):
+        name = _name(item)
+        if _is_chunk(item):
+            return Completions
+        if name.startswith("response."):
+            return Responses
+        if _is_event(item, name) or (isinstance(part, AnthropicMessages) and name in HELPERS):
+            return AnthropicMessages
+        if isinstance(part, Chunks) and name == "error":
+            return type(part)
     raise ShapeError(
         f"A stream gave a value of type {type(item).__name__}, and how its text goes on in the "
         "next one is not known.",
@@ -217,12 +264,9 @@ def _is_chunk(item: Any) -> bool:
     )
 
 
-def _events(guard: Guard, item: Any) -> ChatEvents | ResponseEvents:
-    from srllm_guard.middleware.openai.chat import ChatEvents
-    from srllm_guard.middleware.openai.responses import ResponseEvents
-
-    made = ResponseEvents if _name(item).startswith("response.") else ChatEvents
-    return made(guard, as_json=False)
+def _is_event(item: Any, name: str) -> bool:
+    """Whether it is an event of Anthropic's API."""
+    return name in EVENTS and field(item, EVENTS[name]) is not ABSENT
 
 
 def _name(event: Any) -> str:

@@ -101,11 +101,12 @@ class MiddlewareVerbs:
     ) -> F | Callable[[F], F]:
         """Guard what a function takes or returns; also as a decorator, with or without arguments.
 
-        All texts of a call are moderated in one batch; everything else goes through untouched, and
+        The texts of a direction are moderated within one deadline; all else goes by untouched, and
         so does the very same object where nothing had to change. Strings are known, chat messages,
         content blocks, completions, responses and their streams as OpenAI, Anthropic and LangChain
-        have them (dicts or objects), and lists, tuples, dataclasses, pydantic models and named
-        tuples of all these. Anything else is refused unless a selector says where its text is.
+        have them (dicts or objects; in a stream, dicts or the objects of their packages), and
+        lists, tuples, dataclasses, pydantic models and named tuples of all these. Anything else is
+        refused unless a selector says where its text is.
 
         Args:
             function: a function, method, partial or callable object, sync or async, or a generator
@@ -201,6 +202,6 @@ class MiddlewareVerbs:
             TypeError: not a client of the openai package.
             MissingExtra: openai is not installed.
         """
-        from srllm_guard.middleware.openai import guarded
+        from srllm_guard.middleware.openai.client import guarded
 
         return guarded(cast("Guard", self), client, inputs=inputs, outputs=outputs)

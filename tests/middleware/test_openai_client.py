@@ -159,6 +159,58 @@ def test_what_is_asked_is_guarded_when_it_is_to_be(kind: type[Sync]) -> None:
 
 
 @both
+def test_what_any_tool_gave_is_guarded_when_it_is_sent(byte_guard: Guard, kind: type[Sync]) -> None:
+    said = {"stdout": SHOUT, "stderr": SHOUT, "outcome": {"type": "exit", "exit_code": 0}}
+    items = [
+        {"type": "local_shell_call_output", "id": "1", "output": json.dumps({"stdout": SHOUT})},
+        {"type": "shell_call_output", "call_id": "2", "output": [said]},
+        {"type": "apply_patch_call_output", "call_id": "3", "output": SHOUT},
+        {"type": "mcp_approval_response", "approve": False, "reason": SHOUT},
+        {"type": "computer_call_output", "call_id": "4", "output": {"image_url": SHOUT}},
+        {"type": "shell_call", "call_id": "2", "action": {"commands": [SHOUT]}},
+    ]
+    with serving(responses=lambda body: response(message(SAFE))) as server:
+        ways = kind(byte_guard, server, inputs=True)
+        ways.call(lambda c: c.responses.create(model="m", input=items))
+    ((_, body),) = server.asked
+    mild = byte_guard.rewrite(SHOUT)
+    local, shell, patch, approval, *rest = body["input"]
+    assert json.loads(local["output"]) == {"stdout": mild}
+    assert shell["output"] == [{**said, "stdout": mild, "stderr": mild}]
+    assert (patch["output"], approval["reason"]) == (mild, mild)
+    assert rest == items[4:]
+    assert said["stdout"] == SHOUT
+
+
+@both
+def test_variables_of_a_prompt_are_guarded_when_they_are_sent(
+    byte_guard: Guard, kind: type[Sync]
+) -> None:
+    prompt: dict[str, Any] = {
+        "id": "pmpt_1",
+        "version": "2",
+        "variables": {
+            "said": SHOUT,
+            "city": "Paris",
+            "note": {"type": "input_text", "text": SHOUT},
+            "photo": {"type": "input_image", "image_url": SHOUT},
+        },
+    }
+    with serving(responses=lambda body: response(message(SAFE))) as server:
+        ways = kind(byte_guard, server, inputs=True)
+        ways.call(lambda c: c.responses.create(prompt=prompt))
+    ((_, body),) = server.asked
+    mild = byte_guard.rewrite(SHOUT)
+    assert body["prompt"]["variables"] == {
+        **prompt["variables"],
+        "said": mild,
+        "note": {"type": "input_text", "text": mild},
+    }
+    assert body["prompt"]["id"] == "pmpt_1"
+    assert prompt["variables"]["said"] == SHOUT
+
+
+@both
 def test_each_direction_has_its_policy_and_nothing_blocked_is_sent(kind: type[Sync]) -> None:
     guard = Guard(runtime())
     loud = Policy(ladder=(), on_block="raise")

@@ -5,7 +5,3 @@ with their helpers, raw responses) from the bytes of an HTTP response. The guard
 it replaces text in the JSON, or in the events of a stream, and the client does the rest as ever. So
 types, helpers and fields that this package has never heard of stay what they are.
 """
-
-from srllm_guard.middleware.openai.client import guarded
-
-__all__ = ["guarded"]

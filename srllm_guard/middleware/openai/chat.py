@@ -6,12 +6,25 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from srllm_guard.errors import Blocked
 from srllm_guard.middleware.openai.held import Held, moved
-from srllm_guard.middleware.openai.payload import CALLS, MESSAGE_TEXTS
+from srllm_guard.middleware.openai.message import (
+    CALLS,
+    CONTENT,
+    DETAILS,
+    HEAD,
+    OWN_FIELDS,
+    Name,
+    Place,
+    detail_places,
+    dicts,
+    text_places,
+)
+from srllm_guard.middleware.openai.payload import Outcomes, choice_slots, moderate
 from srllm_guard.middleware.waiting import earliest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from srllm_guard.guard import Guard
     from srllm_guard.results import Edit
@@ -21,6 +34,9 @@ Chunk = dict[str, Any]
 OWN = ("choices", "usage", "obfuscation")
 """Fields of a chunk that belong to no other one."""
 
+REPEATS = ("message", "text", "token_ids")
+"""Fields of a choice, besides `delta`, in which some servers say again what is or was in that."""
+
 
 class ChatEvents:
     """One streamed completion, of any number of choices.
@@ -29,6 +45,9 @@ class ChatEvents:
     Annotations come behind the text that they are about, at their places in what was released. The
     probabilities of tokens come with the chunk that ends a choice, and only if nothing in it was
     changed: they hold the text as well.
+
+    What some servers say beside the delta (the message so far, the piece once more) is left out. A
+    choice that is no piece, but a whole message, is moderated as one.
 
     Args:
         guard: of this direction.
@@ -76,10 +95,21 @@ class ChatEvents:
         for each in self._choices.values():
             yield from each.close()
 
-    def hold(self, name: str) -> Held:
+    def hold(self, name: Name) -> Held:
         """A new text of the answer."""
-        whole = name not in (*MESSAGE_TEXTS, "text") or (self._as_json and name == "content")
-        return Held(self._guard, structured=whole)
+        return Held(self._guard, structured=self.structured(name))
+
+    def structured(self, name: Name) -> bool:
+        """Whether a text is JSON."""
+        return self._as_json and name == CONTENT
+
+    def hold_arguments(self) -> Held:
+        """New arguments of a call."""
+        return Held(self._guard, structured=True)
+
+    def moderate(self, choice: Chunk, known: Outcomes) -> None:
+        """Moderate a choice that is there as a whole, in place."""
+        moderate(self._guard, list(choice_slots(choice, as_json=self._as_json)), known)
 
     def chunk(self, choice: Chunk) -> Chunk:
         """A chunk of this choice alone."""
@@ -91,7 +121,9 @@ class _Choice:
 
     def __init__(self, stream: ChatEvents) -> None:
         self._stream = stream
-        self._texts: dict[str, Held] = {}
+        self._texts: dict[Name, Held] = {}
+        self._alone: dict[Name, Callable[[str], Chunk]] = {}
+        self._known: Outcomes = {}
         self._calls: dict[tuple[int | None, str], Held] = {}
         self._logprobs: list[Chunk] = []
         self._notes: list[Any] = []
@@ -106,17 +138,21 @@ class _Choice:
 
     def take(self, choice: Chunk) -> Generator[Chunk, None, Chunk | None]:
         """Chunks to show before, and what is left of this choice."""
+        if not isinstance(choice.get("delta"), dict) and isinstance(choice.get("message"), dict):
+            yield from self.close()
+            self._stream.moderate(choice, self._known)
+            return choice
         self._last = choice
         delta = _delta(choice)
-        calls = [call for call in delta.get("tool_calls") or () if isinstance(call, dict)]
+        _leave_out_repeats(choice)
+        calls = list(dicts(delta.get("tool_calls")))
         if calls or delta.get("function_call"):
             # Who reads the stream takes the text for complete when the first call begins.
             yield from self._close_texts()
-        for name in _names(choice):
-            for holder, key in _pieces(delta, name):
-                if name not in self._texts:
-                    self._texts[name] = self._stream.hold(name)
-                holder[key] = self._texts[name].feed(holder[key])
+        for name in DETAILS:
+            yield from self._take_details(delta, name)
+        for place in _text_places(choice):
+            place.put(self._held(place).feed(place.text))
         for call in calls:
             number = call.get("index", 0)
             yield from self._close_calls(but=number)
@@ -136,6 +172,40 @@ class _Choice:
             last["logprobs"] = _joined(self._logprobs)
         return last
 
+    def _take_details(self, delta: Chunk, name: str) -> Iterator[Chunk]:
+        """Take the parts of a list of reasoning; what comes behind a text lets it be complete."""
+        parts = list(dicts(delta.get(name)))
+        for part in parts:
+            found = list(detail_places(name, part))
+            mine = {place.name for place in found}
+            yield from self._finish([n for n in self._texts if n[0] == name and n not in mine])
+            for place in found:
+                place.put(self._held(place).feed(place.text))
+            if not _void(part, (*HEAD, *DETAILS[name])):  # a signature, or all of a step
+                for place in found:
+                    yield from self._complete(place)
+        if isinstance(delta.get(name), list):
+            delta[name] = [part for part in parts if not _void(part, HEAD)]
+
+    def _held(self, place: Place) -> Held:
+        """The text that a piece belongs to."""
+        if place.name not in self._texts:
+            self._texts[place.name] = self._stream.hold(place.name)
+        self._alone[place.name] = place.alone
+        return self._texts[place.name]
+
+    def _complete(self, place: Place) -> Iterator[Chunk]:
+        """Put all that is held of a text where its last piece is."""
+        held = self._texts.pop(place.name)
+        try:
+            while rest := held.close():
+                place.put(place.text + rest)
+        except Blocked:
+            if place.text:
+                yield self._made(place.alone(place.text))
+            raise
+        self._note(place.name, held)
+
     def _set_aside(self, choice: Chunk, delta: Chunk) -> None:
         """Keep what goes by the text as it came in for when that is complete."""
         if isinstance(delta.get("annotations"), list):
@@ -143,7 +213,6 @@ class _Choice:
         if isinstance(logprobs := choice.get("logprobs"), dict):
             self._logprobs.append(logprobs)
             choice["logprobs"] = None
-        choice.pop("token_ids", None)
 
     def _says(self, choice: Chunk) -> bool:
         """Whether there is anything new in what is left of a choice."""
@@ -157,7 +226,7 @@ class _Choice:
     def flush(self, now: float) -> Iterator[Chunk]:
         for name, held in self._texts.items():
             if held.due is not None and held.due <= now and (text := held.flush()):
-                yield self._made({name: text})
+                yield self._made(self._alone[name](text))
 
     def close(self) -> Iterator[Chunk]:
         """All that is held."""
@@ -165,16 +234,26 @@ class _Choice:
         yield from self._close_calls()
 
     def _close_texts(self) -> Iterator[Chunk]:
-        for name in list(self._texts):
-            held = self._texts.pop(name)
-            while text := held.close():
-                yield self._made({name: text})
-            self._changed |= held.released.changed
-            if name == "content":
-                self._enter(held)
+        yield from self._finish(list(self._texts))
         notes, self._notes = moved(self._notes, self._edits), []
         if notes:
             yield self._made({"annotations": notes})
+
+    def _finish(self, names: Iterable[Name]) -> Iterator[Chunk]:
+        """All that is held of these texts."""
+        for name in names:
+            held = self._texts.pop(name)
+            while text := held.close():
+                yield self._made(self._alone[name](text))
+            self._note(name, held)
+
+    def _note(self, name: Name, held: Held) -> None:
+        """Note what became of a text that is closed."""
+        released = held.released
+        self._changed |= released.changed
+        self._known[held.taken, self._stream.structured(name)] = released
+        if name == CONTENT:
+            self._enter(held)
 
     def _enter(self, held: Held) -> None:
         """Enter the edits of a part of the content, at their places in all of it."""
@@ -205,7 +284,7 @@ class _Choice:
             inner = call.get(place)
             if isinstance(inner, dict) and isinstance(text := inner.get(key), str) and text:
                 if (number, place) not in self._calls:
-                    self._calls[number, place] = self._stream.hold(key)
+                    self._calls[number, place] = self._stream.hold_arguments()
                 inner[key] = self._calls[number, place].feed(text)
 
     def _made(self, delta: Chunk) -> Chunk:
@@ -219,17 +298,22 @@ def _delta(choice: Chunk) -> Chunk:
     return delta if isinstance(delta, dict) else choice
 
 
-def _pieces(delta: Chunk, name: str) -> list[tuple[Chunk, str]]:
-    """Where new text of a field stands: there, or in the parts that some servers send instead."""
-    value = delta.get(name)
-    if not isinstance(value, list):
-        return [(delta, name)] if isinstance(value, str) and value else []
-    parts = [part for part in value if isinstance(part, dict)]
-    return [(part, "text") for part in parts if isinstance(part.get("text"), str)]
+def _text_places(choice: Chunk) -> Iterator[Place]:
+    if _delta(choice) is not choice:
+        yield from text_places(choice["delta"])
+    elif isinstance(choice.get("text"), str):
+        yield Place(("text",), choice, "text", lambda text: {"text": text})
 
 
-def _names(choice: Chunk) -> tuple[str, ...]:
-    return ("text",) if _delta(choice) is choice else MESSAGE_TEXTS
+def _leave_out_repeats(choice: Chunk) -> None:
+    """Leave out what says again, in words or in ids of tokens, what the delta says."""
+    delta = _delta(choice)
+    for name in REPEATS if delta is not choice else ("token_ids",):
+        choice.pop(name, None)
+    delta.pop("token_id", None)
+    if isinstance(own := delta.get(OWN_FIELDS), dict):
+        for name in (*DETAILS, "reasoningContentBlocks"):
+            own.pop(name, None)
 
 
 def _with(choice: Chunk, delta: Chunk) -> Chunk:

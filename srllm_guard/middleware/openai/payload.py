@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from srllm_guard.errors import ConfigError
 from srllm_guard.middleware.openai.held import Released, judge, moved
+from srllm_guard.middleware.openai.message import CALLS, CONTENT, OWN_FIELDS, dicts, places
 from srllm_guard.middleware.shapes import TRUSTED_ROLES
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 Outcomes = dict[tuple[str, bool], Released]
 """What became of texts, by the text and whether it is structured."""
-
-MESSAGE_TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
-"""Fields of a chat message, or of its delta, that hold text; the last two are servers' own."""
 
 ITEM_TEXTS = {
     "function_call": ("arguments",),
@@ -33,7 +31,8 @@ ITEM_TEXTS = {
 
 JSON_FORMATS = ("json_object", "json_schema")
 
-ASKED_OUTPUTS = ("function_call_output", "custom_tool_call_output")
+OUTPUT_TEXTS = ("text", "stdout", "stderr")
+"""Fields of a part of what a tool returned."""
 
 INSTRUCTIONS = ("system", "developer")
 """Roles of what the application wrote, which is the same when it is fetched again."""
@@ -66,7 +65,8 @@ class Slot:
             self.beside.pop("token_ids", None)
             if self.beside.get("logprobs") is not None:
                 self.beside["logprobs"] = [] if isinstance(self.beside["logprobs"], list) else None
-        if isinstance(self.holder, dict) and isinstance(self.holder.get("annotations"), list):
+        annotated = isinstance(self.holder, dict) and self.key in ("content", "text")
+        if annotated and isinstance(self.holder.get("annotations"), list):
             self.holder["annotations"] = moved(self.holder["annotations"], released.edits)
 
 
@@ -105,15 +105,21 @@ def answer_slots(answer: object, *, as_json: bool) -> Iterator[Slot]:
     """The texts of a completion, chat completion, response or stored item, or of a list of them."""
     if not isinstance(answer, dict):
         return
-    for choice in _dicts(answer.get("choices")):
-        if isinstance(message := choice.get("message"), dict):
-            yield from _message_slots(message, choice, as_json=as_json)
-        yield from _filled(choice, ("text",), beside=choice)
-    for item in _dicts(answer.get("output")):
+    for choice in dicts(answer.get("choices")):
+        yield from choice_slots(choice, as_json=as_json)
+    for item in dicts(answer.get("output")):
         yield from item_slots(item, as_json=as_json)
     yield from _stored_slots(answer, as_json=as_json)
-    for each in _dicts(answer.get("data")):
+    for each in dicts(answer.get("data")):
         yield from answer_slots(each, as_json=as_json)
+
+
+def choice_slots(choice: dict[str, Any], *, as_json: bool) -> Iterator[Slot]:
+    """The texts of a choice that is there as a whole."""
+    for name in ("message", "delta"):
+        if isinstance(message := choice.get(name), dict):
+            yield from _message_slots(message, choice, as_json=as_json)
+    yield from _filled(choice, ("text",), beside=choice)
 
 
 def item_slots(item: dict[str, Any], *, as_json: bool) -> Iterator[Slot]:
@@ -122,10 +128,10 @@ def item_slots(item: dict[str, Any], *, as_json: bool) -> Iterator[Slot]:
     yield from _filled(item, ITEM_TEXTS.get(kind, ()), structured=True)
     yield from _filled(item, ("content",))
     for key in ("content", "summary"):
-        for part in _dicts(item.get(key)):
+        for part in dicts(item.get(key)):
             yield from part_slots(part, as_json=as_json)
     if kind.endswith("_output"):
-        for part in _dicts(item.get("output")):
+        for part in dicts(item.get("output")):
             yield from _filled(part, ("text",), structured=True, beside=part)
 
 
@@ -143,26 +149,26 @@ def _stored_slots(item: dict[str, Any], *, as_json: bool) -> Iterator[Slot]:
         yield from item_slots(item, as_json=as_json)
         return
     yield from _message_slots(item, item, as_json=as_json)
-    for part in _dicts(item.get("content_parts")):
+    for part in dicts(item.get("content_parts")):
         yield from _filled(part, ("text",))
 
 
 def _message_slots(
     message: dict[str, Any], choice: dict[str, Any], *, as_json: bool
 ) -> Iterator[Slot]:
-    for name in MESSAGE_TEXTS:
-        structured = as_json and name == "content"
-        yield from _filled(message, (name,), structured=structured, beside=choice)
-        for part in _dicts(message.get(name)):
-            yield from _filled(part, ("text",), beside=choice)
-    for call in [*_dicts(message.get("tool_calls")), message]:
-        for place, key in CALLS:
-            if isinstance(inner := call.get(place), dict):
+    for place in places(message):
+        if place.text:
+            structured = as_json and place.name == CONTENT
+            yield Slot(place.holder, place.key, structured, choice)
+    for call in [*dicts(message.get("tool_calls")), message]:
+        for name, key in CALLS:
+            if isinstance(inner := call.get(name), dict):
                 yield from _filled(inner, (key,), structured=True, beside=choice)
-
-
-CALLS = (("function", "arguments"), ("custom", "input"), ("function_call", "arguments"))
-"""Where a tool call of a chat message, or an old message itself, holds arguments."""
+    if isinstance(again := message.get(OWN_FIELDS), dict):
+        yield from _message_slots(again, choice, as_json=as_json)
+        for block in dicts(again.get("reasoningContentBlocks")):
+            if isinstance(thought := block.get("reasoningText"), dict):
+                yield from _filled(thought, ("text",))
 
 
 def _filled(
@@ -175,11 +181,6 @@ def _filled(
     for key in keys:
         if isinstance(value := holder.get(key), str) and value:
             yield Slot(holder, key, structured, beside)
-
-
-def _dicts(value: object) -> Iterator[dict[str, Any]]:
-    if isinstance(value, list):
-        yield from (each for each in value if isinstance(each, dict))
 
 
 def asked(guard: Guard, body: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def asked(guard: Guard, body: dict[str, Any]) -> dict[str, Any]:
     copied = {
         key: _copy(body[key])
         for key in ("messages", "input", "items", "prompt")
-        if isinstance(body.get(key), list | tuple | str)
+        if isinstance(body.get(key), list | tuple | str | dict)
     }
     changed = moderate(guard, list(_asked_slots(copied)), {})
     return {**body, **copied} if changed else body
@@ -210,19 +211,30 @@ def _asked_slots(body: dict[str, Any]) -> Iterator[Slot]:
                 hint="Send text, or leave inputs=False.",
             )
         yield from (Slot(prompts, index) for index, text in enumerate(prompts) if text)
-    said = [each for key in ("messages", "input", "items") for each in _dicts(body.get(key))]
-    for message in said:
-        structured = message.get("role") != "user"  # what tools say is JSON at times
-        if message.get("type") in ASKED_OUTPUTS:
-            yield from _filled(message, ("output",), structured=structured)
-            parts = message.get("output")
-        elif message.get("role", "assistant") not in TRUSTED_ROLES:
-            yield from _filled(message, ("content",), structured=structured)
-            parts = message.get("content")
-        else:
-            continue
-        for part in _dicts(parts):
-            yield from _filled(part, ("text",), structured=structured)
+    elif isinstance(prompts, dict) and isinstance(variables := prompts.get("variables"), dict):
+        yield from _filled(variables, tuple(variables))
+        for part in variables.values():
+            if isinstance(part, dict):
+                yield from _filled(part, ("text",))
+    for key in ("messages", "input", "items"):
+        for message in dicts(body.get(key)):
+            yield from _said_slots(message)
+
+
+def _said_slots(message: dict[str, Any]) -> Iterator[Slot]:
+    """The texts of a message or item of a request, if a user or a tool says it."""
+    kind, structured = str(message.get("type", "")), message.get("role") != "user"
+    if kind.endswith("_call_output"):
+        key = "output"
+    elif kind == "mcp_approval_response":
+        key = "reason"
+    elif message.get("role", "assistant") not in TRUSTED_ROLES:
+        key = "content"
+    else:
+        return
+    yield from _filled(message, (key,), structured=structured)  # what tools say is JSON at times
+    for part in dicts(message.get(key)):
+        yield from _filled(part, OUTPUT_TEXTS, structured=structured)
 
 
 def _copy(value: Any) -> Any:
