@@ -186,6 +186,7 @@ class Guard(MiddlewareVerbs):
 
         Raises:
             TypeError: something that is no tool call.
+            ShapeError: where the text is in a value within the arguments is not known.
         """
         from srllm_guard.structure.tool_calls import moderate_tool_calls
 

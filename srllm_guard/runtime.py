@@ -23,6 +23,8 @@ from srllm_guard.prompt import Prompt
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from srllm_guard.guard import Guard
+
 ENGINES = ("torch", "reference", "onnx")
 """Names that `Guard(engine=...)` takes."""
 
@@ -53,6 +55,15 @@ class Runtime:
         counting = copy.copy(self)
         object.__setattr__(counting, "gate", _CountingGate(self.gate))
         return counting
+
+
+def in_one_deadline(guard: Guard) -> Guard:
+    """The guard for several batches of one call: the policy's deadline counts from now for all."""
+    if guard.policy.deadline_ms is None:
+        return guard
+    counting = copy.copy(guard)
+    counting.runtime = guard.runtime.counting()
+    return counting
 
 
 class _CountingGate(Gate):
@@ -88,7 +99,8 @@ def load(
         engine: a name in `ENGINES`; None chooses: onnx for an exported model, torch for the
             architectures that it covers, else reference.
         base: folder of the base weights, taken as they are if transformers wrote it; None searches
-            for those of the bundle.
+            for those of the bundle. A folder's weights are also read for `Provenance.base_hash`,
+            which is awaited: about 14 GB for a base of 7 billion parameters.
         four_bit: load the base in 4 bits (bitsandbytes); the reference engine does that.
         precision: of the torch engine: "fp32", "fp16", "bf16", "int8", or "auto", which measures.
             None is fp32 on a CPU, half precision on CUDA. An exported model has its own.

@@ -11,24 +11,28 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from srllm_guard.errors import ShapeError
-from srllm_guard.middleware.openai.held import Held
-from srllm_guard.middleware.records import ABSENT
-from srllm_guard.middleware.shapes import Visitor, collected, replaced, walk
+from srllm_guard.middleware.held import Held
+from srllm_guard.middleware.shapes import walk
 from srllm_guard.middleware.waiting import earliest
+from srllm_guard.structure.records import ABSENT
+from srllm_guard.structure.visiting import Visitor, collected, replaced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from srllm_guard.guard import Guard
+    from srllm_guard.middleware.events import Event
 
-Event = dict[str, Any]
 Block = dict[str, Any]
+
+Key = tuple[Any, str]
+"""Which text it is: the index of its block, and the field of the deltas that bring it."""
 
 TEXTS = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
 """Deltas that bring a piece of a text, and the field that it is in."""
 
-BLOCK_FIELDS = {"text": "text", "thinking": "thinking", "partial_json": "input"}
-"""The field of a block that holds all of a text, by the field of a delta."""
+BEGUN = ("text", "thinking")
+"""Kinds of blocks that may begin with a text; it is in the field of that name, as in deltas."""
 
 ECHOES = {"text": "text", "thinking": "thinking", "input_json": "partial_json"}
 """Events by which the SDK's `messages.stream` says a delta again, with all of the text so far."""
@@ -61,13 +65,13 @@ class MessageEvents:
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
-        self._open: dict[tuple[Any, str], Held] = {}  # by the block's index and the delta's field
-        self._begun: dict[Any, Event] = {}  # starts of blocks that bring text, which may go on
-        self._told: dict[tuple[Any, str], tuple[str, str]] = {}  # what came in, and what was shown
+        self._open: dict[Key, Held] = {}
+        self._begun: dict[Key, Event] = {}  # starts of blocks that bring text, which may go on
+        self._told: dict[Key, tuple[str, str]] = {}  # what came in, and what was shown
         self._known: dict[str, str] = {}  # what became of texts
         self._inputs: list[tuple[Any, Any]] = []  # what became of what tools are given
-        self._echoes: dict[str, Event] = {}  # the last of each kind
-        self._last: tuple[tuple[Any, str], str] | None = None  # text of the last delta, and shown
+        self._echoes: dict[Key, Event] = {}  # the last of each text
+        self._last: tuple[Key, str] | None = None  # text of the last delta, and shown
         self._cited: Held | None = None  # whose end the last citation waits for
 
     @property
@@ -93,17 +97,17 @@ class MessageEvents:
             yield from self._close(index if kind.startswith("content_block") else None)
             if kind == "message_start":
                 self._told, self._known, self._inputs, self._last = {}, {}, [], None
-            if kind == "content_block_start" and _text_of(event["content_block"]):
-                self._begun[index] = event
+            if kind == "content_block_start" and (field := _begins(event["content_block"])):
+                self._begun[index, field] = event
             else:
                 yield self._retold(event)
 
     def flush(self) -> Iterator[Event]:
         """What was held for long enough, judged as if it were complete."""
         now = time.monotonic()
-        for (_, field), held in self._open.items():
+        for key, held in self._open.items():
             if held.due is not None and held.due <= now and (text := held.flush()):
-                yield from self._shown(held, field, text)
+                yield from self._shown(held, key, text)
 
     def end(self) -> Iterator[Event]:
         """What is left of blocks whose end was never said."""
@@ -116,9 +120,9 @@ class MessageEvents:
             yield from self._close(index)
             yield event
         elif kind == "citations_delta":
-            if index in self._begun:
+            if _of(self._begun, index):
                 yield from self._close(index)
-            self._cited = next((h for (n, _), h in self._open.items() if n == index), None)
+            self._cited = next((self._open[key] for key in _of(self._open, index)), None)
             yield from self._behind({**event, "delta": self._whole(delta)})
         elif kind == "compaction_delta":  # comes once, with all of the text
             yield {**event, "delta": self._whole(delta)}
@@ -132,31 +136,34 @@ class MessageEvents:
             )
 
     def _piece(self, event: Event, field: str) -> Iterator[Event]:
-        key, shown = (event.get("index"), field), ""
+        key, piece, shown = (event.get("index"), field), event["delta"][field], ""
+        if not piece:  # which begins no text, and ends none
+            self._last = key, ""
+            return
         if key not in self._open:
-            start = self._begun.pop(key[0], None)
+            start = self._begun.pop(key, None)
             yield from self._close(key[0])
             self._open[key] = Held(self._guard, structured=field == "partial_json")
             if start is not None:
-                block, name = start["content_block"], BLOCK_FIELDS[field]
-                shown = self._open[key].feed(block.get(name) or "")
-                yield {**start, "content_block": {**block, name: ""}}
+                block = start["content_block"]
+                shown = self._open[key].feed(block[field])
+                yield {**start, "content_block": {**block, field: ""}}
         held = self._open[key]
         held.envelope = event
-        shown += held.feed(event["delta"][field])
+        shown += held.feed(piece)
         self._last = key, shown
         if shown:
             yield {**event, "delta": {**event["delta"], field: shown}}
 
-    def _shown(self, held: Held, field: str, text: str) -> Iterator[Event]:
+    def _shown(self, held: Held, key: Key, text: str) -> Iterator[Event]:
         """Events that show a piece of a text which no event brings."""
-        yield {**held.envelope, "delta": {**held.envelope["delta"], field: text}}
-        if field in self._echoes:
-            yield self._echo(held, field, text)
+        yield {**held.envelope, "delta": {**held.envelope["delta"], key[1]: text}}
+        if key in self._echoes:
+            yield self._echo(held, key, text)
 
-    def _echo(self, held: Held, field: str, text: str) -> Event:
+    def _echo(self, held: Held, key: Key, text: str) -> Event:
         """What the SDK's helper says of a piece."""
-        echo, so_far = self._echoes[field], held.released
+        field, echo, so_far = key[1], self._echoes[key], held.released
         snapshot = so_far.text if field != "partial_json" else echo.get("snapshot")
         if field == "partial_json" and so_far.changed:
             self._note(field, held.taken, so_far.text)
@@ -179,10 +186,10 @@ class MessageEvents:
                     f"An event of the type {kind} came without the delta that it says again.",
                     hint="Give all events of the stream, or the text of each as a string.",
                 )
-            self._echoes[field] = event
             key, shown = self._last
+            self._echoes[key] = event
             if shown and key in self._open:
-                yield self._echo(self._open[key], field, shown)
+                yield self._echo(self._open[key], key, shown)
 
     def _behind(self, event: Event) -> Iterator[Event]:
         """A citation, once the text that it is about is there."""
@@ -193,17 +200,19 @@ class MessageEvents:
 
     def _close(self, index: Any) -> Iterator[Event]:
         """End what is open of a block, or of all of them."""
-        for key in [each for each in self._open if index is None or each[0] == index]:
+        for key in _of(self._open, index):
             held = self._open.pop(key)
             while text := held.close():
-                yield from self._shown(held, key[1], text)
+                yield from self._shown(held, key, text)
             came, shown = self._told.get(key, ("", ""))
             self._told[key] = came + held.taken, shown + held.released.text
             self._note(key[1], *self._told[key])
             yield from held.aside
             self._cited = None
-        for key in [each for each in self._begun if index is None or each == index]:
+        for key in _of(self._begun, index):
             yield self._retold(self._begun.pop(key))
+        for key in _of(self._echoes, index):
+            del self._echoes[key]
 
     def _note(self, field: str, came: str, shown: str) -> None:
         """Note what became of a text, for what says it again."""
@@ -258,8 +267,12 @@ class MessageEvents:
         return cast("Block", done.call)
 
 
-def _text_of(block: Any) -> str:
-    """The text that a block begins with; empty where it is not of a kind that goes on."""
-    field = BLOCK_FIELDS.get(str(block.get("type"))) if isinstance(block, dict) else None
-    text = block.get(field) if field else ""
-    return text if isinstance(text, str) else ""
+def _begins(block: Any) -> str:
+    """The field with the text that a block begins with; empty where there is none to go on."""
+    kind = block.get("type") if isinstance(block, dict) else None
+    return kind if kind in BEGUN and block.get(kind) and isinstance(block[kind], str) else ""
+
+
+def _of(keys: Iterable[Key], index: Any) -> list[Key]:
+    """Those of one block; of all for None."""
+    return [key for key in keys if index is None or key[0] == index]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from srllm_guard.middleware.records import ABSENT, field, with_fields, with_items
+from srllm_guard.middleware.annotations import differences, moved
+from srllm_guard.structure.records import ABSENT, field, with_fields
 
 SPELLED = ("logprobs", "token_ids")
 """Fields beside a text that spell it out, token by token."""
@@ -39,39 +40,7 @@ def mended(old: Any, new: Any) -> Any:
         for name in _TEXTS:
             before, after = field(old, name), field(new, name)
             if isinstance(before, str) and isinstance(after, str) and before != after:
-                annotations = _moved(annotations, before, after)
+                annotations = moved(annotations, differences(before, after))
         if annotations is not field(new, "annotations"):
             changes["annotations"] = annotations
     return with_fields(new, changes)
-
-
-def _moved(annotations: Any, before: str, after: str) -> Any:
-    """Annotations of a text that reads differently from the first changed character to the last."""
-    start = _alike(before, after)
-    end = len(before) - _alike(before[start:][::-1], after[start:][::-1])
-    found = [_at(each, start, end, len(after) - len(before)) for each in annotations]
-    if any(each is None for each in found):
-        return [each for each in found if each is not None]
-    return with_items(annotations, found)
-
-
-def _alike(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _at(annotation: Any, start: int, end: int, shift: int) -> Any:
-    """An annotation where it belongs now; None within the change."""
-    inner = field(annotation, "url_citation")
-    if inner is not ABSENT and inner is not None:
-        new = _at(inner, start, end, shift)
-        if new is None or new is inner:
-            return None if new is None else annotation
-        return with_fields(annotation, {"url_citation": new})
-    first, last = field(annotation, "start_index"), field(annotation, "end_index")
-    if not isinstance(first, int) or not isinstance(last, int) or last <= start:
-        return annotation
-    if first < end:
-        return None
-    return with_fields(annotation, {"start_index": first + shift, "end_index": last + shift})

@@ -11,22 +11,26 @@ import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from srllm_guard.errors import ShapeError
 from srllm_guard.middleware.anthropic import EVENTS, HELPERS, MessageEvents
-from srllm_guard.middleware.records import ABSENT, field
 from srllm_guard.middleware.selectors import Known, Place
-from srllm_guard.middleware.shapes import WITHOUT_TEXT, Visitor, Where
 from srllm_guard.middleware.stream import Strings, TextStream
 from srllm_guard.middleware.waiting import earliest
+from srllm_guard.structure.mixed import moderate_texts
+from srllm_guard.structure.records import ABSENT, field
+from srllm_guard.structure.visiting import BYTES, WITHOUT_TEXT, Visitor, Where, entries
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
     from srllm_guard.middleware.driven import Stage
-    from srllm_guard.middleware.openai.http import Events
+    from srllm_guard.middleware.events import Events
+
+REMEMBERED = 64
+"""Strings of data beside the texts of a stream that are moderated once; most are in each item."""
 
 
 class Pieces:
@@ -48,7 +52,7 @@ class Pieces:
         Raises:
             ShapeError: where the text is in such an item is not known.
         """
-        if isinstance(item, WITHOUT_TEXT):
+        if isinstance(item, WITHOUT_TEXT) and not isinstance(item, BYTES):
             return [item]
         kind = _kind(item, self._place, self._part)
         if isinstance(self._part, kind):
@@ -75,14 +79,17 @@ class Texts(Strings):
 class Places:
     """Items of which a selector says where the text is: each place is one text.
 
-    What is held of a place when the stream ends is given in a copy of its last item.
+    What is held of a place when the stream ends is given in a copy of its last item. Data beside
+    the texts, such as the name of a provider, is moderated as a whole in each item.
     """
 
     def __init__(self, guard: Guard, place: Place) -> None:
         self._guard = guard
         self._place = place
         self._texts: dict[Where, TextStream] = {}
-        self._last: dict[Where, Any] = {}
+        self._last: dict[Where, tuple[Any, list[Any]]] = {}
+        """The last item of each place, with what is released of the tool calls in it."""
+        self._data = lru_cache(REMEMBERED)(self._moderated)
 
     @property
     def due(self) -> float | None:
@@ -91,19 +98,21 @@ class Places:
 
     def feed(self, item: Any) -> Iterator[Any]:
         """See `Stage`."""
+        calls: list[Any] = []
 
         def fed(piece: str, where: Where) -> str:
-            self._last[where] = item
+            self._last[where] = item, calls
             text = self._texts.setdefault(where, TextStream(self._guard))
             shown = text.feed(piece)
             return piece if shown == piece else shown
 
-        def moderated(call: Any, _: Where) -> Any:
+        def called(call: Any, _: Where) -> Any:
             (done,) = self._guard.moderate_tool_calls([call])
             self._guard.released(done.moderation)
+            calls.append(done.call)
             return done.call
 
-        shown = self._place.walk(item, Visitor(fed, moderated))
+        shown = self._place.walk(item, Visitor(fed, called, data=self._beside))
         if shown != "" or item == "":
             yield shown
 
@@ -123,8 +132,20 @@ class Places:
 
     def _made(self, where: Where, rest: str) -> Any:
         """An item that brings nothing but the rest of one text."""
-        visitor = Visitor(partial(_only, where, rest), lambda call, _: call)
-        return self._place.walk(self._last[where], visitor)
+        item, calls = self._last[where]
+        next_call = iter(calls)
+        visitor = Visitor(
+            partial(_only, where, rest), lambda *_: next(next_call), data=self._beside
+        )
+        return self._place.walk(item, visitor)
+
+    def _beside(self, data: str, _: Where) -> str:
+        shown = self._data(data)
+        return data if shown == data else shown
+
+    def _moderated(self, data: str) -> str:
+        (result,) = moderate_texts(self._guard, [data])
+        return self._guard.released(result)
 
 
 class Chunks(ABC):
@@ -146,7 +167,7 @@ class Chunks(ABC):
 
     def feed(self, item: Any) -> Iterator[Any]:
         """See `Stage`."""
-        as_dict = copy.deepcopy(item) if isinstance(item, dict) else _dumped(item)
+        as_dict = _plain(item) if isinstance(item, dict) else _dumped(item)
         name = _name(as_dict)
         if name == "error":
             yield from self.close()  # who reads the error reads nothing behind it
@@ -166,7 +187,7 @@ class Chunks(ABC):
         """An event in the type that it came in."""
         made = self._types[_name(event)]
         if issubclass(made, dict):
-            return event
+            return made.parse_obj(event) if hasattr(made, "parse_obj") else event
         # The SDK does not validate what comes in, since servers do not always conform.
         if made.__module__.startswith(("openai.", "anthropic.")):
             return made.construct(**event)  # type: ignore[attr-defined]
@@ -238,7 +259,7 @@ def _kind(item: Any, place: Place, part: Stage | None) -> type[Texts | Places | 
         return Texts
     if any(base.__name__ == "BaseMessageChunk" for base in type(item).__mro__):
         return Messages
-    if isinstance(item, dict) or hasattr(item, "model_dump"):
+    if _is_dict(item) or hasattr(item, "model_dump"):
         name = _name(item)
         if _is_chunk(item):
             return Completions
@@ -254,6 +275,14 @@ def _kind(item: Any, place: Place, part: Stage | None) -> type[Texts | Places | 
         hint='Say where it is by output_text: a path such as "delta.text", or a pair of functions '
         "(get, put). What stands there is taken for pieces of one text.",
     )
+
+
+def _is_dict(item: Any) -> bool:
+    """Whether it is a dict that can be made anew: one that is read by its keys, or parses them."""
+    if not isinstance(item, dict):
+        return False
+    named = (name for name in item if isinstance(name, str) and not hasattr(dict, name))
+    return hasattr(item, "parse_obj") or not any(hasattr(item, name) for name in named)
 
 
 def _is_chunk(item: Any) -> bool:
@@ -278,6 +307,15 @@ def _name(event: Any) -> str:
 def _dumped(item: Any) -> dict[str, Any]:
     dumped: dict[str, Any] = item.model_dump(by_alias=True, exclude_unset=True, warnings=False)
     return dumped
+
+
+def _plain(value: Any) -> Any:
+    """A copy of dicts of any class, and of what is in them, of plain ones."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in entries(value) or ()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return copy.deepcopy(value)
 
 
 def _only(wanted: Where, rest: str, _: str, where: Where) -> str:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from srllm_guard.errors import ConfigError, ShapeError
-from srllm_guard.middleware.records import ABSENT, field, with_fields, with_items
-from srllm_guard.middleware.shapes import Visitor, Where, shown, walk
+from srllm_guard.middleware.shapes import walk
+from srllm_guard.structure.records import ABSENT, field, with_fields, with_items
+from srllm_guard.structure.visiting import Visitor, Where, shown
 
 Get = Callable[[Any], Sequence[str]]
 """Takes a value and gives the texts in it."""

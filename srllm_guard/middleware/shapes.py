@@ -17,35 +17,22 @@ from functools import partial
 from typing import Any
 
 from srllm_guard.middleware.mending import mended
-from srllm_guard.middleware.records import ABSENT, field, with_fields
-from srllm_guard.middleware.visiting import (
+from srllm_guard.structure.prose import is_prose
+from srllm_guard.structure.records import ABSENT, field, with_fields
+from srllm_guard.structure.tool_calls import arguments_place
+from srllm_guard.structure.visiting import (
+    BYTES,
     WITHOUT_TEXT,
     Visitor,
     Walk,
     Where,
-    collected,
     each,
     entries,
     is_sequence,
     is_word,
-    replaced,
-    shown,
     unknown,
     within,
 )
-from srllm_guard.structure.prose import is_prose
-from srllm_guard.structure.tool_calls import arguments_place
-
-__all__ = [
-    "TRUSTED_ROLES",
-    "WITHOUT_TEXT",
-    "Visitor",
-    "Where",
-    "collected",
-    "replaced",
-    "shown",
-    "walk",
-]
 
 TRUSTED_ROLES = frozenset({"system", "developer", "assistant", "ai", "model"})
 """Roles whose messages are not moderated on their way in: the application wrote the instructions,
@@ -75,7 +62,6 @@ _TOKENS = ("logprobs", "prompt_logprobs", "top_logprobs", "token_ids", "prompt_t
 _SETTINGS = ("reasoning", "text", "prompt", "tool_choice", "tools")
 """Fields of a response that repeat the request, unless they are strings."""
 
-_NO_TEXT = (*WITHOUT_TEXT, bytes, bytearray, memoryview)
 _ENCODED = re.compile(
     r"(?:data:[^,\s]{0,200},)?+(?:[\w+/-]{60,}+=*\s*+)++[\w+/-]*=*\s*\Z", re.ASCII
 )
@@ -91,6 +77,12 @@ def walk(value: Any, visitor: Visitor, where: Where = ()) -> Any:
     Raises:
         ShapeError: where the text is in such a value is not known.
     """
+    if isinstance(value, BYTES):
+        raise unknown(value, where)
+    return _value(value, visitor, where)
+
+
+def _value(value: Any, visitor: Visitor, where: Where) -> Any:
     if isinstance(value, WITHOUT_TEXT):
         return value
     if isinstance(value, str):
@@ -99,7 +91,7 @@ def walk(value: Any, visitor: Visitor, where: Where = ()) -> Any:
         return inner(value, visitor, where)
     if isinstance(value, Mapping):
         raise unknown(value, where)
-    return within(value, walk, visitor, where)
+    return within(value, _value, visitor, where)
 
 
 def _known(value: Any) -> Walk | None:
@@ -204,7 +196,7 @@ def _rest(
         visitor: as in `walk`.
         where: as in `walk`.
         but: fields that were visited.
-        own: every string is a text, as in any class of the user's.
+        own: every string but names and kinds is a text, see `_is_own`.
     """
     found = entries(value) or _attributes(value)
     if not (found or _known(value)):
@@ -217,11 +209,14 @@ def _data(
     value: Any, visitor: Visitor, where: Where, *, name: object = None, own: bool = False
 ) -> Any:
     """What stands in a field of this name: prose, and what is known; the rest stays."""
-    if isinstance(value, _NO_TEXT):
+    if isinstance(value, WITHOUT_TEXT):
         return value
     if isinstance(value, str):
-        said = own or name in _SAID or (name not in _CODE and _is_prose(value))
-        return visitor.text(value, where) if said else value
+        if own or name in _SAID:
+            return visitor.text(value, where)
+        if name in _CODE or not _is_prose(value):
+            return value
+        return (visitor.data or visitor.text)(value, where)
     if name in _TOKENS:
         return value
     if is_sequence(value):
@@ -242,7 +237,7 @@ def _fields(
     changes: dict[Any, Any] = {}
     for n, (name, old) in enumerate(found):
         here = (*where, name if is_word(name) else n)
-        new = _data(old, visitor, here, name=name, own=own)
+        new = _data(old, visitor, here, name=name, own=own and not _is_name(name, old))
         if new is not old:
             changes[name] = new
     return with_fields(value, changes)
@@ -313,7 +308,7 @@ def _is_prose(text: str) -> bool:
 
 
 def _is_own(value: Any) -> bool:
-    """Whether a value is of a class of the user's."""
+    """Whether a value is of a class of no known SDK: of the user's, as a rule."""
     return not (isinstance(value, Mapping) or _of_sdk(value))
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from srllm_guard.errors import ConfigError, ShapeError
 from srllm_guard.middleware.pieces import Pieces
 from srllm_guard.middleware.selectors import Known, Path, Paths, Place
-from srllm_guard.middleware.shapes import Visitor, collected, replaced, walk
-from srllm_guard.structure.mixed import in_one_deadline
+from srllm_guard.middleware.shapes import walk
+from srllm_guard.runtime import in_one_deadline
+from srllm_guard.structure.mixed import moderate_texts
+from srllm_guard.structure.visiting import Visitor, collected, replaced
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
@@ -73,7 +75,10 @@ class Side:
 
     def _released(self, texts: list[str], calls: list[Any]) -> tuple[list[str], list[Any]]:
         guard = in_one_deadline(self.guard)
-        results = guard.moderate_many(texts, format=self.format)
+        if self.format == "text":
+            results = moderate_texts(guard, texts)
+        else:
+            results = guard.moderate_many(texts, format=self.format)
         done = guard.moderate_tool_calls(calls)
         released = [self.guard.released(result) for result in results]
         for each in done:

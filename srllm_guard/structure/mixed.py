@@ -1,12 +1,12 @@
-"""Texts of which some are JSON documents, moderated together, and batches within one deadline."""
+"""Texts of which some are JSON documents, moderated together."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from srllm_guard.errors import FormatError
+from srllm_guard.runtime import in_one_deadline
 from srllm_guard.structure import json_text
 
 if TYPE_CHECKING:
@@ -21,15 +21,6 @@ def is_json(text: str) -> bool:
     except FormatError:
         return False
     return True
-
-
-def in_one_deadline(guard: Guard) -> Guard:
-    """The guard for several batches of one call: the policy's deadline counts from now for all."""
-    if guard.policy.deadline_ms is None:
-        return guard
-    counting = copy.copy(guard)
-    counting.runtime = guard.runtime.counting()
-    return counting
 
 
 def moderate_mixed(guard: Guard, texts: Sequence[str], shaped: Sequence[bool]) -> list[Moderation]:
@@ -50,3 +41,9 @@ def moderate_mixed(guard: Guard, texts: Sequence[str], shaped: Sequence[bool]) -
     as_json = iter(guard.moderate_many([text for text, json in pairs if json], format="json"))
     as_text = iter(guard.moderate_many([text for text, json in pairs if not json]))
     return [next(as_json) if json else next(as_text) for json in shaped]
+
+
+def moderate_texts(guard: Guard, texts: Sequence[str]) -> list[Moderation]:
+    """Moderate texts: JSON objects and arrays as JSON, so that they stay such, the rest as text."""
+    shaped = [text.lstrip().startswith(("{", "[")) and is_json(text) for text in texts]
+    return moderate_mixed(guard, texts, shaped)

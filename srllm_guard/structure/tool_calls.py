@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from srllm_guard.middleware.records import field, with_fields
-from srllm_guard.middleware.visiting import (
+from srllm_guard.structure.mixed import is_json, moderate_mixed
+from srllm_guard.structure.records import field, with_fields
+from srllm_guard.structure.visiting import (
     WITHOUT_TEXT,
     Visitor,
     Where,
@@ -19,7 +20,6 @@ from srllm_guard.middleware.visiting import (
     unknown,
     within,
 )
-from srllm_guard.structure.mixed import is_json, moderate_mixed
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
@@ -46,10 +46,7 @@ class ToolCallModeration:
 def moderate_tool_calls(guard: Guard, calls: Iterable[Any]) -> list[ToolCallModeration]:
     """See `Guard.moderate_tool_calls`."""
     found = [(call, *_arguments(call)) for call in calls]
-    texts = [
-        arguments if isinstance(arguments, str) else _written(arguments, place)
-        for _, place, arguments in found
-    ]
+    texts = [arguments_text(call) for call, _, _ in found]
     # Models write broken JSON at times; such arguments are plain text to whoever reads them.
     results = moderate_mixed(guard, texts, [is_json(text) for text in texts])
     return [
@@ -66,6 +63,17 @@ def arguments_place(call: Any) -> tuple[str, ...] | None:
         if isinstance(_at(call, place), str | Mapping):
             return place
     return None
+
+
+def arguments_text(call: Any) -> str:
+    """The arguments of a call as they are moderated: a string as it is, all else as JSON.
+
+    Raises:
+        TypeError: it is no tool call.
+        ShapeError: where the text is in a value within the arguments is not known.
+    """
+    place, arguments = _arguments(call)
+    return arguments if isinstance(arguments, str) else _written(arguments, place)
 
 
 def _arguments(call: Any) -> tuple[tuple[str, ...], Any]:

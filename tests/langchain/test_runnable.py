@@ -25,6 +25,7 @@ from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
 
 from srllm_guard import Blocked, Guard, Policy
+from srllm_guard.errors import ShapeError
 from srllm_guard.results import Moderation
 from tests.byte_engine import ByteEngine, runtime
 from tests.langchain.scripted import ScriptedModel
@@ -158,6 +159,15 @@ def test_each_of_a_batch_has_its_own_outcome(blocking: Guard) -> None:
         assert isinstance(done[2], TypeError)
     with pytest.raises(Blocked):
         runnable.batch(values)
+
+
+def test_arguments_that_cannot_be_read_cost_the_others_nothing(guard: Guard) -> None:
+    call = {"name": "f", "args": {"tags": {"a tag"}}, "id": "1"}
+    values = [AIMessage(UNSAFE), AIMessage("", tool_calls=[call]), AIMessage("Bye.")]
+    first, second, third = guard.as_runnable().batch(values, return_exceptions=True)
+    assert (first.content, third.content) == (SAFE, "Bye.")
+    assert isinstance(second, ShapeError)
+    assert "args.tags" in str(second)
 
 
 class Recorder(BaseCallbackHandler):

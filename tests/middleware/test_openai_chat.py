@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -15,7 +16,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
-from srllm_guard import Guard, Policy
+from srllm_guard import Guard, Moderation, Policy
 from srllm_guard.errors import Blocked
 from tests.byte_engine import runtime
 from tests.middleware.clients import Async, Sync, is_exactly
@@ -202,12 +203,57 @@ def test_calls_in_a_stream_come_whole_behind_the_text(byte_guard: Guard, kind: t
 
 
 @both
-def test_refusals_are_text_and_sound_is_left_alone(byte_guard: Guard, kind: type[Sync]) -> None:
+def test_refusals_and_transcripts_are_text_and_sound_is_left_alone(
+    byte_guard: Guard, kind: type[Sync]
+) -> None:
     audio = {"id": "a", "data": "AAAA", "expires_at": 1, "transcript": SHOUT}
     with serving(chat__completions=lambda body: chat(None, refusal=SHOUT, audio=audio)) as server:
         got = kind(byte_guard, server).call(lambda c: c.chat.completions.create(**ASK))
-    assert got.choices[0].message.refusal == byte_guard.rewrite(SHOUT)
-    assert got.choices[0].message.audio.transcript == SHOUT
+    message = got.choices[0].message
+    assert message.refusal == byte_guard.rewrite(SHOUT)
+    assert message.audio.model_dump() == {**audio, "transcript": byte_guard.rewrite(SHOUT)}
+
+
+@both
+def test_transcripts_in_a_stream_are_guarded(byte_guard: Guard, kind: type[Sync]) -> None:
+    answer = [
+        chunk({"role": "assistant", "audio": {"id": "a", "transcript": ""}}),
+        *(chunk({"audio": {"transcript": UNSAFE[n : n + 7]}}) for n in range(0, len(UNSAFE), 7)),
+        chunk({"audio": {"data": "AAAA"}}),
+        chunk({"audio": {"expires_at": 1}}),
+        chunk({}, finish_reason="stop"),
+    ]
+    with serving(chat__completions=lambda body: answer) as server:
+        got = kind(byte_guard, server).events(
+            lambda c: c.chat.completions.create(**ASK, stream=True)
+        )
+    sounds = [each.choices[0].delta.audio for each in got if each.choices[0].delta.audio]
+    said = "".join(each.transcript or "" for each in sounds)
+    assert said == byte_guard.rewrite(UNSAFE) != UNSAFE
+    assert sounds[0].id == "a"
+    assert [each.data for each in sounds if each.data] == ["AAAA"]
+    assert [each.expires_at for each in sounds if each.expires_at] == [1]
+    assert got[-1].choices[0].finish_reason == "stop"
+
+
+@both
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+def test_empty_pieces_are_no_results(kind: type[Sync], mode: Literal["enforce", "observe"]) -> None:
+    heard: list[Moderation] = []
+    guard = Guard(runtime(), policy=Policy(mode=mode), on_result=heard.append)
+    detail = {"type": "reasoning.text", "text": "", "index": 0}
+    answer = [
+        chunk({"role": "assistant", "content": "", "reasoning_details": [detail]}),
+        chunk({"reasoning_details": [{**detail, "signature": "s1g"}]}),
+        chunk({"content": ""}, finish_reason="stop"),
+    ]
+    with serving(chat__completions=lambda body: answer) as server:
+        got = kind(guard, server).events(lambda c: c.chat.completions.create(**ASK, stream=True))
+    for thread in threading.enumerate():
+        if thread.name == "srllm-guard-observe":
+            thread.join()
+    assert not heard
+    assert "s1g" in str([each.model_dump() for each in got])
 
 
 @both

@@ -166,6 +166,7 @@ def test_what_any_tool_gave_is_guarded_when_it_is_sent(byte_guard: Guard, kind: 
         {"type": "shell_call_output", "call_id": "2", "output": [said]},
         {"type": "apply_patch_call_output", "call_id": "3", "output": SHOUT},
         {"type": "mcp_approval_response", "approve": False, "reason": SHOUT},
+        {"type": "program_output", "call_id": "5", "result": SHOUT, "status": "completed"},
         {"type": "computer_call_output", "call_id": "4", "output": {"image_url": SHOUT}},
         {"type": "shell_call", "call_id": "2", "action": {"commands": [SHOUT]}},
     ]
@@ -174,11 +175,11 @@ def test_what_any_tool_gave_is_guarded_when_it_is_sent(byte_guard: Guard, kind: 
         ways.call(lambda c: c.responses.create(model="m", input=items))
     ((_, body),) = server.asked
     mild = byte_guard.rewrite(SHOUT)
-    local, shell, patch, approval, *rest = body["input"]
+    local, shell, patch, approval, program, *rest = body["input"]
     assert json.loads(local["output"]) == {"stdout": mild}
     assert shell["output"] == [{**said, "stdout": mild, "stderr": mild}]
-    assert (patch["output"], approval["reason"]) == (mild, mild)
-    assert rest == items[4:]
+    assert (patch["output"], approval["reason"], program["result"]) == (mild, mild, mild)
+    assert rest == items[5:]
     assert said["stdout"] == SHOUT
 
 

@@ -12,7 +12,8 @@ pytest.importorskip("openai")
 from openai.types.responses import Response
 from pydantic import BaseModel
 
-from srllm_guard import Guard
+from srllm_guard import Guard, Moderation
+from tests.byte_engine import runtime
 from tests.middleware.clients import Async, Sync, is_exactly
 from tests.middleware.server import message, response, response_events, serving
 
@@ -130,6 +131,79 @@ def test_arguments_of_a_streamed_call_come_whole(byte_guard: Guard, kind: type[S
     assert json.loads(got[-1].response.output[0].arguments) == released
 
 
+@both
+def test_transcripts_are_guarded(byte_guard: Guard, kind: type[Sync]) -> None:
+    stem = "response.audio.transcript"
+    said = [{"type": f"{stem}.delta", "delta": UNSAFE[n : n + 5]} for n in range(0, len(UNSAFE), 5)]
+    sound = {"type": "response.audio.delta", "delta": "AAAA"}
+    part = {"type": "output_audio", "data": "AAAA", "transcript": UNSAFE}
+    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": response(status="in_progress")},
+        *said,
+        sound,
+        {"type": f"{stem}.done"},
+        {"type": "response.content_part.done", **place, "part": part},
+        {"type": "response.completed", "response": response()},
+    ]
+    events = [{**event, "sequence_number": n} for n, event in enumerate(events)]
+    with serving(responses=lambda body: events) as server:
+        got = kind(byte_guard, server).events(lambda c: c.responses.create(**ASK, stream=True))
+    released = byte_guard.rewrite(UNSAFE)
+    kinds = [each.type for each in got]
+    assert "".join(each.delta for each in got if each.type == f"{stem}.delta") == released
+    assert kinds.index(f"{stem}.done") > max(
+        n for n, each in enumerate(kinds) if each == f"{stem}.delta"
+    )
+    assert got[kinds.index(sound["type"])].delta == "AAAA"
+    assert got[-2].part.transcript == released
+
+
+@both
+def test_what_a_shell_gives_is_guarded(byte_guard: Guard, kind: type[Sync]) -> None:
+    stem = "response.shell_call_output_content"
+    place = {"item_id": "sh_1", "output_index": 0, "command_index": 0}
+    data = json.dumps({"said": SHOUT})
+    output = [{"stdout": UNSAFE, "stderr": data, "outcome": {"type": "exit", "exit_code": 0}}]
+    item = {"type": "shell_call_output", "id": "sh_1", "call_id": "c", "output": output}
+    texts = [{"stdout": UNSAFE[:9]}, {"stderr": data}, {"stdout": UNSAFE[9:], "stderr": ""}]
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": response(status="in_progress")},
+        *({"type": f"{stem}.delta", **place, "delta": each} for each in texts),
+        {"type": f"{stem}.delta", **place, "command_index": 1, "delta": {"stdout": SHOUT}},
+        {"type": f"{stem}.done", **place, "output": output},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.completed", "response": response(item)},
+    ]
+    events = [{**event, "sequence_number": n} for n, event in enumerate(events)]
+    with serving(responses=lambda b: events if b.get("stream") else response(item)) as server:
+        got = kind(byte_guard, server).events(lambda c: c.responses.create(**ASK, stream=True))
+        whole = kind(byte_guard, server).call(lambda c: c.responses.create(**ASK))
+    deltas = [each for each in got if each.type == f"{stem}.delta"]
+    assert [(each.command_index, each.delta.stdout, each.delta.stderr) for each in deltas] == [
+        (0, byte_guard.rewrite(UNSAFE), None),
+        (0, None, json.dumps({"said": byte_guard.rewrite(SHOUT)})),
+        (1, byte_guard.rewrite(SHOUT), None),
+    ]
+    kinds = [each.type for each in got]
+    (done,) = (each for each in got if each.type == f"{stem}.done")
+    assert kinds.index(f"{stem}.done") == 3
+    for each in (done, got[-2].item, got[-1].response.output[0], whole.output[0]):
+        assert each.output[0].stdout == byte_guard.rewrite(UNSAFE)
+        assert json.loads(each.output[0].stderr) == {"said": byte_guard.rewrite(SHOUT)}
+        assert each.output[0].outcome.exit_code == 0
+
+
+def test_empty_pieces_are_no_results() -> None:
+    heard: list[Moderation] = []
+    guard = Guard(runtime(), on_result=heard.append)
+    events = response_events("")
+    empty = {**events[2], "type": "response.output_text.delta", "delta": ""}
+    with serving(responses=lambda body: [*events[:3], empty, *events[3:]]) as server:
+        list(Sync(guard, server).client.responses.create(**ASK, stream=True))
+    assert not heard
+
+
 def test_annotations_follow_the_text_they_are_about(byte_guard: Guard) -> None:
     start = UNSAFE.index("fine")
     note = {
@@ -200,6 +274,8 @@ def test_what_is_stored_beside_a_response_is_guarded_too(
         called(text=SHOUT),
         {**result, "output": json.dumps({"said": SHOUT})},
         {**result, "output": [{"type": "input_text", "text": SHOUT}]},
+        {**result, "type": "local_shell_call_output", "output": json.dumps({"said": SHOUT})},
+        {**result, "type": "program_output", "result": SHOUT},
     ]
     listed = {"object": "list", "data": items, "has_more": False}
     stored = {"id": "m", "role": "assistant", "content": UNSAFE, "tool_calls": None}
@@ -218,13 +294,15 @@ def test_what_is_stored_beside_a_response_is_guarded_too(
         one = ways.call(lambda c: c.get("/conversations/conv_1/items/msg_1", cast_to=object))
         chat = ways.call(lambda c: c.get("/chat/completions/c/messages", cast_to=object))
     for each in found:
-        user, developer, said, call, text, parts = each["data"]
+        user, developer, said, call, text, parts, shell, program = each["data"]
         assert user["content"][0]["text"] == byte_guard.rewrite(SHOUT)
         assert developer["content"][0]["text"] == SHOUT
         assert said["content"][0]["text"] == byte_guard.rewrite(UNSAFE)
         assert json.loads(call["arguments"]) == {"text": byte_guard.rewrite(SHOUT)}
         assert json.loads(text["output"]) == {"said": byte_guard.rewrite(SHOUT)}
         assert parts["output"][0]["text"] == byte_guard.rewrite(SHOUT)
+        assert json.loads(shell["output"]) == {"said": byte_guard.rewrite(SHOUT)}
+        assert program["result"] == byte_guard.rewrite(SHOUT)
     assert one["content"][0]["text"] == byte_guard.rewrite(UNSAFE)
     assert chat["data"][0]["content"] == byte_guard.rewrite(UNSAFE)
 

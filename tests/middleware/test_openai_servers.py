@@ -236,6 +236,22 @@ def test_blocks_of_thinking_are_guarded(byte_guard: Guard, kind: type[Sync]) -> 
 
 
 @both
+def test_thoughts_as_bedrock_has_them_are_guarded(byte_guard: Guard, kind: type[Sync]) -> None:
+    def thought(text: str) -> dict[str, Any]:
+        own = {"reasoningContent": {"text": text}, "refusal": text, "citations": ["kept"]}
+        return {"reasoning_content": text, "provider_specific_fields": own}
+
+    mild = byte_guard.rewrite(LAZY)
+    got = asked(byte_guard, kind, chat(SAFE, **thought(LAZY)))
+    assert got == chat(SAFE, **thought(mild))["choices"][0]["message"]
+    answer = [*(chunk(thought(piece)) for piece in pieces(LAZY)), *chat_chunks(SAFE)[1:]]
+    chunks = streamed(byte_guard, kind, answer)
+    assert "".join(deltas(chunks, "reasoning_content")) == mild
+    for own in deltas(chunks, "provider_specific_fields"):
+        assert own == {"citations": ["kept"]}
+
+
+@both
 def test_steps_of_reasoning_are_guarded(byte_guard: Guard, kind: type[Sync]) -> None:
     steps: list[dict[str, Any]] = [
         {"type": "web_search", "thought": text, "web_search": {"search_keywords": ["noon"]}}

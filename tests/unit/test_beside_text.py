@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict
 
 from srllm_guard import Guard
 from srllm_guard.errors import ShapeError
-from srllm_guard.middleware.shapes import TRUSTED_ROLES, collected, replaced, walk
+from srllm_guard.middleware.shapes import TRUSTED_ROLES, walk
+from srllm_guard.structure.visiting import collected, replaced
 
 UNSAFE, SAFE = "You stupid man", "You person man"
 
@@ -47,6 +48,14 @@ class Note(BaseModel):
     model_config = ConfigDict(extra="allow")
     role: str
     content: str
+
+
+@dataclass(frozen=True)
+class Source:
+    type: str
+    id: str
+    name: str
+    note: str
 
 
 class Line(NamedTuple):
@@ -149,6 +158,24 @@ class TestNothingGoesByInSilence:
         assert type(found) is type(value)
         safe: Callable[[Any], Any] = byte_guard.wrap(lambda value: value)
         assert safe(released) is released
+
+    def test_kinds_and_ids_within_a_class_of_the_users_are_data(self, byte_guard: Guard) -> None:
+        post = Post("user", "Fine.", "x", by=Source("idiot", "idiot", UNSAFE, "idiot"))
+        found = byte_guard.wrap(lambda: post)()
+        assert found.by == Source("idiot", "idiot", SAFE, "person")
+
+    @pytest.mark.parametrize("format", ["text", "json"])
+    def test_json_within_strings_stays_json(self, byte_guard: Guard, format: Any) -> None:
+        unsafe, safe = (f'{{"kind": "idiot", "say": ["{each}"]}}' for each in (UNSAFE, SAFE))
+        for value, released in (
+            ({"role": "tool", "content": unsafe}, {"role": "tool", "content": safe}),
+            (
+                {"role": "user", "content": "1", "log": unsafe},
+                {"role": "user", "content": "1", "log": safe},
+            ),
+            (unsafe, safe),
+        ):
+            assert byte_guard.wrap(lambda value=value: value, format=format)() == released
 
     def test_objects_of_any_class(self, byte_guard: Guard) -> None:
         found = byte_guard.wrap(lambda: Slotted("user", "idiot", "idiot"))()

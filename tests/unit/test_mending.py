@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 from srllm_guard import Guard
+from srllm_guard.middleware.annotations import differences, moved
 from tests.checks import guard
 
 TEXT = "See the bus. You idiot, take the tram."
@@ -127,6 +131,45 @@ def test_messages_of_langchain(byte_guard: Guard) -> None:
     assert byte_guard.wrap(lambda: safe)() is safe
     generation = ChatGeneration(message=AIMessage(TEXT), generation_info=metadata)
     assert byte_guard.wrap(lambda: generation)().generation_info == {"model_name": "m"}
+
+
+def test_what_is_between_two_changes_keeps_its_place(byte_guard: Guard) -> None:
+    text, released = (
+        f"{who}. See A [cited]. The same (one) is {what}, {who}, as [two] says. B [three]. {who}."
+        for who, what in (("You idiot", "stupid"), ("You person", "person"))
+    )
+    words = ("A [cited]", "(one)", "[two]", "B [three]")
+    notes = [cited(each, text) for each in (*words, "stupid")]
+    block = {"type": "text", "text": text, "annotations": notes}
+    found = byte_guard.wrap(lambda: block)()
+    assert found["text"] == released
+    assert found["annotations"] == [cited(each, released) for each in words]
+
+
+@given(
+    st.lists(st.sampled_from(["stupid ", "an idiot. ", "so. ", "well ", "é\n", "["]), max_size=9)
+)
+def test_places_are_those_of_the_same_words(parts: list[str]) -> None:
+    before = "".join(parts)
+    after = before.replace("stupid ", "").replace("an idiot", "a good person")
+    changed = differences(before, after)
+    made, last = "", 0
+    for each in changed:
+        made += before[last : each.start] + after[each.new_start : each.new_end]
+        assert each.new_end == len(made)
+        last = each.end
+    assert made + before[last:] == after
+    notes = [{"start_index": n, "end_index": n + 1, "at": n} for n in range(len(before))]
+    for each in moved(notes, changed):
+        assert after[each["start_index"] : each["end_index"]] == before[each["at"]]
+
+
+def test_long_texts_are_compared_in_time() -> None:
+    before = " ".join(f"It is {n}, stupid." for n in range(900))
+    started = time.perf_counter()
+    for text in (before, before.replace(".", ","), "so it is " * 5_000):
+        differences(text, text.replace("stupid", "person").replace("so", "thus"))
+    assert time.perf_counter() - started < 5
 
 
 def test_a_withheld_text_keeps_no_place() -> None:

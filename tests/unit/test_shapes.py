@@ -31,15 +31,8 @@ from pydantic import BaseModel, ConfigDict
 from srllm_guard.errors import ConfigError, ShapeError
 from srllm_guard.middleware.selectors import Known, Paths, place_of
 from srllm_guard.middleware.selectors import Path as Expression
-from srllm_guard.middleware.shapes import (
-    TRUSTED_ROLES,
-    Visitor,
-    Where,
-    collected,
-    replaced,
-    shown,
-    walk,
-)
+from srllm_guard.middleware.shapes import TRUSTED_ROLES, walk
+from srllm_guard.structure.visiting import Visitor, Where, collected, replaced, shown
 
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "b"}'}}
 COMPLETION = ChatCompletion.model_validate(
@@ -216,7 +209,18 @@ VALUES: list[tuple[Any, list[str], int]] = [
     (Pair("one", 3), ["one"], 0),
     (Model(text="one", answer=Answer("two"), more="three"), ["one", "two", "three"], 0),  # type: ignore[call-arg]
     (
-        [3, 2.5, True, None, Colour.RED, uuid.UUID(int=0), datetime.date(2026, 1, 1), len, int],
+        [
+            3,
+            2.5,
+            True,
+            None,
+            b"bytes",
+            Colour.RED,
+            uuid.UUID(int=0),
+            datetime.date(2026, 1, 1),
+            len,
+            int,
+        ],
         [],
         0,
     ),

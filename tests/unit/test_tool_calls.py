@@ -123,7 +123,8 @@ class Tone(enum.StrEnum):
 
 def test_arguments_that_are_no_json_are_judged(byte_guard: Guard) -> None:
     form = Form([Line("so lazy", 1), Line("fine text", 2)], Letter(text="You idiot", more="a b"))  # type: ignore[call-arg]
-    args = {"form": form, "letter": Letter(text="A fine day"), "tone": Tone.RUDE, "when": WHEN}
+    letter = Letter(text="A fine day")
+    args = {"form": form, "letter": letter, "tone": Tone.RUDE, "when": WHEN, "raw": b"You idiot"}
     [done] = byte_guard.moderate_tool_calls([{"name": "say", "args": args}])
     new = done.call["args"]
     assert new["form"] == Form(
@@ -133,7 +134,7 @@ def test_arguments_that_are_no_json_are_judged(byte_guard: Guard) -> None:
     assert [type(each) for each in new["form"].lines] == [Line, Line]
     assert new["form"].lines[1] is form.lines[1]
     assert new["letter"] is args["letter"]
-    assert (new["tone"], new["when"]) == (Tone.RUDE, WHEN)
+    assert (new["tone"], new["when"], new["raw"]) == (Tone.RUDE, WHEN, b"You idiot")
     assert form.lines[0].text == "so lazy"
     assert json.loads(done.moderation.original) == {
         "form": {
@@ -143,6 +144,7 @@ def test_arguments_that_are_no_json_are_judged(byte_guard: Guard) -> None:
         "letter": {"text": "A fine day", "mode": "idiot"},
         "tone": None,
         "when": None,
+        "raw": None,
     }
     check(done.moderation)
 
@@ -159,7 +161,7 @@ def test_keys_may_be_of_any_type_and_written_alike(byte_guard: Guard) -> None:
     ("args", "where"),
     [
         ({"tags": {"You idiot"}}, "type set at args.tags"),
-        ({"form": [Form([]), {"raw": b"You idiot"}]}, r"type bytes at args.form\[1\].raw"),
+        ({"form": [Form([]), {"raw": {"You idiot"}}]}, r"type set at args.form\[1\].raw"),
         ({"You idiot": object()}, r"type object at args\[0\]"),
     ],
 )

@@ -7,6 +7,7 @@ import copy
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -222,6 +223,12 @@ def test_the_text_that_a_block_begins_with_goes_on(byte_guard: Guard, kind: str)
         assert found == [started(0, kind, **{kind: "You person."}), *events]
 
 
+def test_a_block_that_begins_with_a_text_and_goes_on_with_another(byte_guard: Guard) -> None:
+    first, call = started(0, "text", text="You idiot."), started(0, "text", text="You person.")
+    piece = delta(0, "input_json_delta", partial_json=QUERY)
+    assert guarded(byte_guard, [first, piece, stopped(0)]) == [call, piece, stopped(0)]
+
+
 def test_messages_that_begin_with_text_are_moderated(byte_guard: Guard) -> None:
     for content in ([{"type": "text", "text": "You idiot."}], "You idiot.", ["You idiot."]):
         event = begun()
@@ -389,6 +396,28 @@ def test_every_text_is_one_result_for_the_audit() -> None:
     assert sorted(texts) == sorted([THOUGHT, SAID, INPUT, QUERY, "You idiot.", "a fine day"])
 
 
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+def test_empty_pieces_are_no_results(mode: str) -> None:
+    heard: list[Moderation] = []
+    quiet = Guard(runtime(), policy=guard(mode=mode).policy, on_result=heard.append)
+    empty = [delta(0, "text_delta", text=""), {"type": "text", "text": "", "snapshot": ""}]
+    assert guarded(quiet, [begun(), *empty, stopped(0)]) == [begun(), stopped(0)]
+    for thread in threading.enumerate():
+        if thread.name == "srllm-guard-observe":
+            thread.join()
+    assert not heard
+    first, rest = started(0, "text", text="You id"), delta(0, "text_delta", text="iot.")
+    again = {"type": "text", "text": "iot.", "snapshot": "You idiot."}
+    found = guarded(quiet, [first, *empty, rest, again, *empty, stopped(0)])
+    said = "You idiot." if mode == "observe" else "You person."
+    assert found == [
+        started(0, "text", text=""),
+        delta(0, "text_delta", text=said),
+        {"type": "text", "text": said, "snapshot": said},
+        stopped(0),
+    ]
+
+
 # What `messages.stream` of the SDK makes of the events
 
 
@@ -414,6 +443,8 @@ def helped() -> list[Event]:
             json_of[index] = json_of.get(index, "") + piece["partial_json"]
             whole = json_of[index] in (INPUT, QUERY)
             block["input"] = json.loads(json_of[index]) if whole else {}
+            if block["type"] != "tool_use":  # as the SDK has it
+                continue
             echo = {"type": "input_json", "snapshot": dict(block["input"])}
         elif "citation" in piece:
             block["citations"] = [CITED]
@@ -441,10 +472,10 @@ def test_events_of_the_helper_agree_with_the_deltas(byte_guard: Guard, as_model:
             before = found[found.index(each) - 1]
             assert before["delta"][kind] == each[kind]
             assert text.startswith(each["snapshot"])
-    sent, asked = (each for each in found if each["type"] == "input_json")
+    (sent,) = (each for each in found if each["type"] == "input_json")
     mild = {"to": "idiot-7", "text": byte_guard.rewrite("You are an idiot.")}
     assert json.loads(sent["partial_json"]) == sent["snapshot"] == mild
-    assert (asked["partial_json"], asked["snapshot"]) == (QUERY, json.loads(QUERY))
+    assert text_of(found, 3, "partial_json") == QUERY
     ends = [each["content_block"] for each in found if each["type"] == "content_block_stop"]
     assert ends[0] == {
         "type": "thinking",
@@ -458,6 +489,28 @@ def test_events_of_the_helper_agree_with_the_deltas(byte_guard: Guard, as_model:
     for kind in ("signature", "citation"):
         (place,) = (n for n, each in enumerate(found) if each["type"] == kind)
         assert kind in found[place - 1]["delta"]
+
+
+def test_events_of_the_helper_are_not_made_up(byte_guard: Guard) -> None:
+    """What one text was said again by says nothing of the next one."""
+    found = guarded(byte_guard, [*helped(), *message()])
+    at = len(guarded(byte_guard, helped()))
+    assert found[at:] == guarded(byte_guard, message())
+    (sent,) = (each for each in found if each["type"] == "input_json")
+    assert "idiot." not in str(sent)
+    text = {"text": "You idiot."}
+    events = [
+        started(0, "tool_use", id="t", input={}),
+        delta(0, "input_json_delta", partial_json=json.dumps(text)),
+        {"type": "input_json", "partial_json": json.dumps(text), "snapshot": text},
+        stopped(0),
+        started(1, "server_tool_use", id="s", input={}),
+        delta(1, "input_json_delta", partial_json=QUERY),
+        stopped(1),
+    ]
+    found = guarded(byte_guard, events)
+    assert found[-3:] == events[-3:]
+    assert "idiot" not in str(found)
 
 
 def test_input_that_was_cut_off_is_moderated_where_it_is_told_again(byte_guard: Guard) -> None:

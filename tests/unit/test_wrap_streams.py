@@ -356,6 +356,38 @@ def test_several_places_are_several_texts(byte_guard: Guard) -> None:
     assert "".join(each.get("b", "") for each in found) == "Fine."
 
 
+def routed(content: str, provider: str, **delta: Any) -> dict[str, Any]:
+    """A chunk as a router of requests gives it."""
+    choice = {"index": 0, "delta": {"role": "assistant", "content": content, **delta}}
+    return {"chunk": {"id": "an id", "provider": provider, "choices": [choice]}}
+
+
+def test_data_beside_a_text_is_no_piece_of_one() -> None:
+    heard: list[Moderation] = []
+    hooked = Guard(runtime(), on_result=heard.append)
+    for provider, released in (("Google AI Studio", "Google AI Studio"), ("An idiot", "An person")):
+        items = [routed(piece, provider) for piece in PIECES]
+        heard.clear()
+        found = collect(hooked.wrap(generators(items)[0], output_text="chunk")())
+        assert [each["chunk"]["provider"] for each in found] == [released] * len(found)
+        texts = [each["chunk"]["choices"][0]["delta"]["content"] for each in found]
+        assert "".join(texts) == RELEASED
+        assert [result.original for result in heard] == [provider, WHOLE]
+
+
+def test_what_is_held_to_the_end_comes_without_what_was_unsafe_beside_it(
+    byte_guard: Guard,
+) -> None:
+    call = {"index": 0, "function": {"name": "f", "arguments": '{"a": "An idiot"}'}}
+    items = [routed("You id", "a"), routed("iot", '{"by": "An idiot"}', tool_calls=[call])]
+    found = collect(byte_guard.wrap(generators(items)[0], output_text="chunk")())
+    deltas = [each["chunk"]["choices"][0]["delta"] for each in found]
+    assert "".join(delta["content"] for delta in deltas) == "You person"
+    assert deltas[-1]["content"]
+    assert "idiot" not in str(found)
+    assert found[-1]["chunk"]["provider"] == '{"by": "An person"}'
+
+
 def test_what_holds_no_text_passes_in_its_place(byte_guard: Guard) -> None:
     found = collect(byte_guard.wrap(generators([None, 3, "Hello.", None])[0])())
     assert found[:2] == [None, 3]

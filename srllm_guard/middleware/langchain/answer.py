@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from srllm_guard.middleware.langchain.messages import moderate_texts
 from srllm_guard.middleware.stream import TextStream
+from srllm_guard.structure.mixed import moderate_texts
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard

@@ -25,12 +25,13 @@ from langchain_core.prompt_values import (
     StringPromptValue,
 )
 
-from srllm_guard.structure.mixed import in_one_deadline, is_json, moderate_mixed
+from srllm_guard.runtime import in_one_deadline
+from srllm_guard.structure.mixed import moderate_texts
+from srllm_guard.structure.tool_calls import ToolCallModeration, arguments_text
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
     from srllm_guard.results import Moderation
-    from srllm_guard.structure.tool_calls import ToolCallModeration
 
 V = TypeVar("V")
 M = TypeVar("M", bound=BaseMessage)
@@ -116,14 +117,17 @@ def moderated(
         walk: visits the text of one value and gives the value with what stands there afterwards.
 
     Returns:
-        For each value what is released, or the error that it ended in: `Blocked`, or a `TypeError`
-        of `walk` for what holds no text.
+        For each value what is released, or the error that it ended in: `Blocked`, a `TypeError` of
+        `walk` for what holds no text, or `ShapeError` for arguments of a call in which the place of
+        text is not known.
     """
     gathered = [Gathered() for _ in values]
     failed: dict[int, Exception] = {}
     for n, (value, found) in enumerate(zip(values, gathered, strict=True)):
         try:
             walk(value, found)
+            for call in found.calls:
+                arguments_text(call)
         except TypeError as error:
             failed[n] = error
     good = [found for n, found in enumerate(gathered) if n not in failed]
@@ -151,12 +155,6 @@ def moderated_one(guard: Guard, value: V, walk: Callable[[V, Walk], V]) -> V:
     if isinstance(result, Exception):
         raise result
     return result
-
-
-def moderate_texts(guard: Guard, texts: Sequence[str]) -> list[Moderation]:
-    """Moderate texts: JSON objects and arrays as JSON, so that they stay such, the rest as text."""
-    shaped = [text.lstrip().startswith(("{", "[")) and is_json(text) for text in texts]
-    return moderate_mixed(guard, texts, shaped)
 
 
 def walk_value(value: Any, walk: Walk, key: str | None = None) -> Any:

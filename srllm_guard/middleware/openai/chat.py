@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from srllm_guard.errors import Blocked
-from srllm_guard.middleware.openai.held import Held, moved
+from srllm_guard.middleware.annotations import moved
+from srllm_guard.middleware.held import Held
 from srllm_guard.middleware.openai.message import (
     CALLS,
     CONTENT,
     DETAILS,
     HEAD,
     OWN_FIELDS,
+    OWN_REPEATS,
     Name,
     Place,
     detail_places,
@@ -152,7 +154,7 @@ class _Choice:
         for name in DETAILS:
             yield from self._take_details(delta, name)
         for place in _text_places(choice):
-            place.put(self._held(place).feed(place.text))
+            self._take_text(place)
         for call in calls:
             number = call.get("index", 0)
             yield from self._close_calls(but=number)
@@ -180,23 +182,27 @@ class _Choice:
             mine = {place.name for place in found}
             yield from self._finish([n for n in self._texts if n[0] == name and n not in mine])
             for place in found:
-                place.put(self._held(place).feed(place.text))
+                self._take_text(place)
             if not _void(part, (*HEAD, *DETAILS[name])):  # a signature, or all of a step
                 for place in found:
                     yield from self._complete(place)
         if isinstance(delta.get(name), list):
             delta[name] = [part for part in parts if not _void(part, HEAD)]
 
-    def _held(self, place: Place) -> Held:
-        """The text that a piece belongs to."""
+    def _take_text(self, place: Place) -> None:
+        """Put what may be shown of a text where a piece of it is; an empty one begins none."""
+        if not place.text:
+            return
         if place.name not in self._texts:
             self._texts[place.name] = self._stream.hold(place.name)
         self._alone[place.name] = place.alone
-        return self._texts[place.name]
+        place.put(self._texts[place.name].feed(place.text))
 
     def _complete(self, place: Place) -> Iterator[Chunk]:
         """Put all that is held of a text where its last piece is."""
-        held = self._texts.pop(place.name)
+        held = self._texts.pop(place.name, None)
+        if held is None:
+            return
         try:
             while rest := held.close():
                 place.put(place.text + rest)
@@ -302,7 +308,7 @@ def _text_places(choice: Chunk) -> Iterator[Place]:
     if _delta(choice) is not choice:
         yield from text_places(choice["delta"])
     elif isinstance(choice.get("text"), str):
-        yield Place(("text",), choice, "text", lambda text: {"text": text})
+        yield Place(choice, "text", ("text",), lambda text: {"text": text})
 
 
 def _leave_out_repeats(choice: Chunk) -> None:
@@ -312,7 +318,7 @@ def _leave_out_repeats(choice: Chunk) -> None:
         choice.pop(name, None)
     delta.pop("token_id", None)
     if isinstance(own := delta.get(OWN_FIELDS), dict):
-        for name in (*DETAILS, "reasoningContentBlocks"):
+        for name in OWN_REPEATS:
             own.pop(name, None)
 
 

@@ -25,6 +25,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from srllm_guard.guard import Guard
+    from srllm_guard.middleware.events import Events
 
 C = TypeVar("C")
 
@@ -102,7 +103,7 @@ class Ways:
         body = moderated_body(self.outputs, response.content, response.text, as_json=as_json)
         return response if body is None else http.with_body(response, body)
 
-    def events(self, options: Any) -> http.Events:
+    def events(self, options: Any) -> Events:
         """What makes the events of a response anew."""
         assert self.outputs is not None  # noqa: S101
         kind = ResponseEvents if RESPONSES.search(_path(options.url)) else ChatEvents

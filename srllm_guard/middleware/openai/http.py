@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from srllm_guard.middleware.driven import adriven, driven
 from srllm_guard.middleware.openai.sse import Decoder, Message
@@ -16,32 +16,13 @@ from srllm_guard.middleware.openai.sse import Decoder, Message
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from srllm_guard.middleware.events import Event, Events
     from srllm_guard.policy import Policy
 
 DROPPED = ("content-encoding", "content-length", "transfer-encoding")
 """Headers that say how the old bytes were sent."""
 
 END = "[DONE]"
-
-
-class Events(Protocol):
-    """What a stream of events is made of anew; see `ChatEvents` and `ResponseEvents`.
-
-    What is given before `Blocked` is raised was verified before it.
-    """
-
-    @property
-    def due(self) -> float | None:
-        """When `flush` is due, on the clock of `time.monotonic`."""
-
-    def take(self, event: dict[str, Any], /) -> Iterable[dict[str, Any]]:
-        """The events to show, now that this one has come."""
-
-    def flush(self) -> Iterable[dict[str, Any]]:
-        """What was held for long enough."""
-
-    def end(self) -> Iterable[dict[str, Any]]:
-        """What is left at the end."""
 
 
 def with_body(response: Any, body: bytes) -> Any:
@@ -166,7 +147,7 @@ async def _amessages(response: Any) -> AsyncGenerator[Message]:
             yield message
 
 
-def _encoded(events: Iterable[dict[str, Any]], message: Message | None) -> Iterator[bytes]:
+def _encoded(events: Iterable[Event], message: Message | None) -> Iterator[bytes]:
     """Events in the form of the message that they come instead of."""
     named = message is None or message.event is not None
     name, number = (None, None) if message is None else (message.event, message.id)

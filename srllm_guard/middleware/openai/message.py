@@ -27,22 +27,26 @@ DETAILS = {
 }
 """Lists of parts in which OpenRouter, LiteLLM and Perplexity give reasoning, and their texts."""
 
-OWN_FIELDS = "provider_specific_fields"
-"""Where LiteLLM gives again, and in other forms, what it has read out of an answer."""
-
 HEAD = ("type", "id", "index", "format")
 """Fields of such a part that say which one it is; in a stream each piece of it has them."""
 
+OWN_FIELDS = "provider_specific_fields"
+"""Where LiteLLM gives again, and in other forms, what it has read out of an answer."""
+
+OWN_THOUGHTS = ("reasoningContent", "reasoningContentBlocks")
+"""Such forms: thoughts as Bedrock has them, in a delta and in a message."""
+
+OWN_REPEATS = (*MESSAGE_TEXTS, *DETAILS, *OWN_THOUGHTS)
+"""What stands there of a delta that the delta says itself."""
+
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One text of a message, or one piece of it."""
+class Spot:
+    """Where one text stands."""
 
-    name: Name
-    holder: dict[str, Any]
-    key: str
-    alone: Callable[[str], Message]
-    """A delta that brings nothing but a piece of this text."""
+    holder: Any
+    """The dict, or the list, that it stands in."""
+    key: str | int
 
     @property
     def text(self) -> str:
@@ -53,6 +57,15 @@ class Place:
     def put(self, text: str) -> None:
         """Put another text there."""
         self.holder[self.key] = text
+
+
+@dataclass(frozen=True, slots=True)
+class Place(Spot):
+    """One text of a message, or one piece of it."""
+
+    name: Name
+    alone: Callable[[str], Message]
+    """A delta that brings nothing but a piece of this text."""
 
 
 def places(message: Message) -> Iterator[Place]:
@@ -67,10 +80,13 @@ def text_places(message: Message) -> Iterator[Place]:
     """The texts that are strings, or in parts of what is a string elsewhere."""
     for name in (*MESSAGE_TEXTS, *DETAILS):
         if isinstance(message.get(name), str):
-            yield Place((name,), message, name, partial(_as_string, name))
+            yield Place(message, name, (name,), partial(_as_string, name))
     for name in MESSAGE_TEXTS:
         for part in dicts(message.get(name)):
             yield from _part_places(name, part)
+    audio = message.get("audio")
+    if isinstance(audio, dict) and isinstance(audio.get("transcript"), str):
+        yield Place(audio, "transcript", ("audio",), _as_transcript)
 
 
 def detail_places(name: str, part: dict[str, Any]) -> Iterator[Place]:
@@ -79,7 +95,7 @@ def detail_places(name: str, part: dict[str, Any]) -> Iterator[Place]:
     index, kind = (_plain(part.get(key)) for key in ("index", "type"))
     for key in DETAILS[name]:
         if isinstance(part.get(key), str):
-            yield Place((name, key, index, kind), part, key, partial(_in_part, name, head, key))
+            yield Place(part, key, (name, key, index, kind), partial(_in_part, name, head, key))
 
 
 def dicts(value: object) -> Iterator[dict[str, Any]]:
@@ -90,13 +106,13 @@ def dicts(value: object) -> Iterator[dict[str, Any]]:
 
 def _part_places(name: str, part: dict[str, Any]) -> Iterator[Place]:
     if isinstance(part.get("text"), str):
-        yield Place((name,), part, "text", partial(_as_string, name))
+        yield Place(part, "text", (name,), partial(_as_string, name))
     # Mistral's models think in parts of the content that hold parts themselves.
     thought = part.get("thinking")
     inner = [(part, "thinking")] if isinstance(thought, str) else []
     inner += [(each, "text") for each in dicts(thought) if isinstance(each.get("text"), str)]
     for holder, key in inner:
-        yield Place((name, "thinking"), holder, key, partial(_as_thought, name))
+        yield Place(holder, key, (name, "thinking"), partial(_as_thought, name))
 
 
 def _as_string(name: str, text: str) -> Message:
@@ -105,6 +121,10 @@ def _as_string(name: str, text: str) -> Message:
 
 def _as_thought(name: str, text: str) -> Message:
     return {name: [{"type": "thinking", "thinking": [{"type": "text", "text": text}]}]}
+
+
+def _as_transcript(text: str) -> Message:
+    return {"audio": {"transcript": text}}
 
 
 def _in_part(name: str, head: dict[str, Any], key: str, text: str) -> Message:

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from srllm_guard.errors import ConfigError
-from srllm_guard.middleware.openai.held import Released, judge, moved
-from srllm_guard.middleware.openai.message import CALLS, CONTENT, OWN_FIELDS, dicts, places
+from srllm_guard.middleware.annotations import moved
+from srllm_guard.middleware.held import Released, judge
+from srllm_guard.middleware.openai.message import (
+    CALLS,
+    CONTENT,
+    OWN_FIELDS,
+    OWN_THOUGHTS,
+    Spot,
+    dicts,
+    places,
+)
 from srllm_guard.middleware.shapes import TRUSTED_ROLES
 
 if TYPE_CHECKING:
@@ -24,12 +33,14 @@ ITEM_TEXTS = {
     "mcp_call": ("arguments", "output"),
     "mcp_approval_request": ("arguments",),
     "multi_agent_call": ("arguments",),
-    "function_call_output": ("output",),
-    "custom_tool_call_output": ("output",),
+    "program_output": ("result",),
 }
-"""Fields of an item of a response that hold arguments, or what a tool returned."""
+"""Fields of an item of a response that hold arguments or a result, besides `output` of outputs."""
 
 JSON_FORMATS = ("json_object", "json_schema")
+
+PART_TEXTS = ("text", "refusal", "transcript")
+"""Fields of a part of an item."""
 
 OUTPUT_TEXTS = ("text", "stdout", "stderr")
 """Fields of a part of what a tool returned."""
@@ -38,29 +49,20 @@ INSTRUCTIONS = ("system", "developer")
 """Roles of what the application wrote, which is the same when it is fetched again."""
 
 
-@dataclass(slots=True)
-class Slot:
+@dataclass(frozen=True, slots=True)
+class Slot(Spot):
     """One text in an answer."""
 
-    holder: Any
-    """The dict, or the list, that it stands in."""
-    key: str | int
     structured: bool = False
     """Whether it may be JSON, of which only prose is moderated."""
     beside: dict[str, Any] | None = None
     """What holds its tokens and their probabilities, which are text as well."""
 
-    @property
-    def text(self) -> str:
-        """The text that is there."""
-        value: str = self.holder[self.key]
-        return value
-
-    def put(self, released: Released) -> None:
+    def release(self, released: Released) -> None:
         """Put what is released in its place, and mend what hangs on it."""
         if not released.changed:
             return
-        self.holder[self.key] = released.text
+        self.put(released.text)
         if self.beside is not None:
             self.beside.pop("token_ids", None)
             if self.beside.get("logprobs") is not None:
@@ -88,7 +90,7 @@ def moderate(guard: Guard, found: Sequence[Slot], known: Outcomes) -> bool:
         released = [Released.of(guard, result) for result in results]
         known.update(zip(fresh, released, strict=True))
     for slot, key in zip(found, keys, strict=True):
-        slot.put(known[key])
+        slot.release(known[key])
     return any(known[key].changed for key in keys)
 
 
@@ -131,14 +133,20 @@ def item_slots(item: dict[str, Any], *, as_json: bool) -> Iterator[Slot]:
         for part in dicts(item.get(key)):
             yield from part_slots(part, as_json=as_json)
     if kind.endswith("_output"):
-        for part in dicts(item.get("output")):
-            yield from _filled(part, ("text",), structured=True, beside=part)
+        yield from field_slots(item, "output", structured=True)  # JSON at times
 
 
 def part_slots(part: dict[str, Any], *, as_json: bool) -> Iterator[Slot]:
     """The texts of one part of an item."""
     structured = as_json and part.get("type") == "output_text"
-    yield from _filled(part, ("text", "refusal"), structured=structured, beside=part)
+    yield from _filled(part, PART_TEXTS, structured=structured, beside=part)
+
+
+def field_slots(holder: dict[str, Any], key: str, *, structured: bool) -> Iterator[Slot]:
+    """The texts of a field that holds a string, or parts of what a tool or user gave."""
+    yield from _filled(holder, (key,), structured=structured, beside=holder)
+    for part in dicts(holder.get(key)):
+        yield from _filled(part, OUTPUT_TEXTS, structured=structured, beside=part)
 
 
 def _stored_slots(item: dict[str, Any], *, as_json: bool) -> Iterator[Slot]:
@@ -166,9 +174,9 @@ def _message_slots(
                 yield from _filled(inner, (key,), structured=True, beside=choice)
     if isinstance(again := message.get(OWN_FIELDS), dict):
         yield from _message_slots(again, choice, as_json=as_json)
-        for block in dicts(again.get("reasoningContentBlocks")):
-            if isinstance(thought := block.get("reasoningText"), dict):
-                yield from _filled(thought, ("text",))
+        piece, blocks = (again.get(name) for name in OWN_THOUGHTS)
+        for thought in dicts([piece, *(block.get("reasoningText") for block in dicts(blocks))]):
+            yield from _filled(thought, ("text",))
 
 
 def _filled(
@@ -226,15 +234,15 @@ def _said_slots(message: dict[str, Any]) -> Iterator[Slot]:
     kind, structured = str(message.get("type", "")), message.get("role") != "user"
     if kind.endswith("_call_output"):
         key = "output"
+    elif kind == "program_output":
+        key = "result"
     elif kind == "mcp_approval_response":
         key = "reason"
     elif message.get("role", "assistant") not in TRUSTED_ROLES:
         key = "content"
     else:
         return
-    yield from _filled(message, (key,), structured=structured)  # what tools say is JSON at times
-    for part in dicts(message.get(key)):
-        yield from _filled(part, OUTPUT_TEXTS, structured=structured)
+    yield from field_slots(message, key, structured=structured)  # what tools say is JSON at times
 
 
 def _copy(value: Any) -> Any:

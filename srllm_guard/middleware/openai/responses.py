@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from srllm_guard.middleware.openai.held import Held, Released, moved
+from srllm_guard.middleware.annotations import moved
+from srllm_guard.middleware.held import Held, Released
 from srllm_guard.middleware.openai.payload import (
     Outcomes,
     Slot,
     answer_slots,
+    field_slots,
     item_slots,
     moderate,
     part_slots,
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from srllm_guard.guard import Guard
-
-Event = dict[str, Any]
+    from srllm_guard.middleware.events import Event
 
 TEXTS = {
     "response.output_text": "text",
@@ -31,11 +32,16 @@ TEXTS = {
     "response.function_call_arguments": "arguments",
     "response.mcp_call_arguments": "arguments",
     "response.custom_tool_call_input": "input",
+    "response.audio.transcript": "transcript",
+    "response.shell_call_output_content": "output",
 }
 """Texts that come as `.delta` and `.done`, with the field of the latter that holds all of it."""
 
-PLACE = ("item_id", "output_index", "content_index", "summary_index")
-"""Fields of an event that say together which text it is about."""
+STRUCTURED = ("arguments", "input", "output")
+"""Such fields that may hold JSON."""
+
+PLACE = ("item_id", "output_index", "content_index", "summary_index", "command_index")
+"""Fields of an event that say together which text it is about, or which two of a shell."""
 
 ENDS = ("response.completed", "response.incomplete", "response.failed")
 
@@ -96,56 +102,70 @@ class ResponseEvents:
         """What was held for long enough, judged as if it were complete."""
         now = time.monotonic()
         ready = [each for each in self._open.values() if each.due is not None and each.due <= now]
-        yield from ({**held.envelope, "delta": text} for held in ready if (text := held.flush()))
+        yield from (_with(held.envelope, text) for held in ready if (text := held.flush()))
 
     def end(self) -> Iterator[Event]:
         """What is left of texts whose end was never said."""
         return self._close(None)
 
     def _delta(self, stem: str, event: Event) -> Iterator[Event]:
-        key = _key(stem, event)
-        if key not in self._open:
-            self._open[key] = Held(self._guard, structured=self._structured(stem))
-        held = self._open[key]
         # Probabilities of tokens hold the text as well; `done` has them where nothing was changed.
         event = {**event, "logprobs": []} if "logprobs" in event else event
-        held.envelope = {name: value for name, value in event.items() if name != "obfuscation"}
-        if text := held.feed(str(event.get("delta", ""))):
-            yield {**event, "delta": text}
+        for each, piece in _split(event):
+            key = _key(stem, each)
+            if key not in self._open:
+                self._open[key] = Held(self._guard, structured=self._structured(stem))
+            held = self._open[key]
+            held.envelope = {name: value for name, value in each.items() if name != "obfuscation"}
+            if text := held.feed(piece):
+                yield _with(each, text)
 
     def _done(self, stem: str, event: Event) -> Iterator[Event]:
-        field, structured = TEXTS[stem], self._structured(stem)
-        held = self._open.pop(_key(stem, event), None)
-        if held is not None:
-            yield from self._finish(held, structured=structured)
-        text = event.get(field)
-        if isinstance(text, str) and text:
-            moderate(self._guard, [Slot(event, field, structured, event)], self._known)
+        place = _key(stem, event)
+        for key in [each for each in self._open if each[: len(place)] == place]:
+            yield from self._finish(key)
+        found = field_slots(event, TEXTS[stem], structured=self._structured(stem))
+        moderate(self._guard, list(found), self._known)
         yield event
 
-    def _finish(self, held: Held, *, structured: bool) -> Iterator[Event]:
+    def _finish(self, key: tuple[Any, ...]) -> Iterator[Event]:
         """Events that end a text, and what became of it for those that say it again."""
+        held = self._open.pop(key)
         while rest := held.close():
-            yield {**held.envelope, "delta": rest}
-        self._known[held.taken, structured] = held.released
+            yield _with(held.envelope, rest)
+        self._known[held.taken, self._structured(key[0])] = held.released
         yield from _annotations(held.aside, held.released)
 
     def _close(self, output: int | None) -> Iterator[Event]:
         """End the open texts of an output item, or all of them."""
-        for key in list(self._open):
-            held = self._open[key]
+        for key, held in list(self._open.items()):
             if output is None or held.envelope.get("output_index") == output:
-                del self._open[key]
-                yield from self._finish(held, structured=self._structured(key[0]))
+                yield from self._finish(key)
 
     def _structured(self, stem: str) -> bool:
-        return TEXTS[stem] in ("arguments", "input") or (
-            self._as_json and stem == "response.output_text"
-        )
+        return TEXTS[stem] in STRUCTURED or (self._as_json and stem == "response.output_text")
+
+
+def _split(event: Event) -> list[tuple[Event, str]]:
+    """The pieces of text in a delta, each with an event that brings it alone."""
+    delta = event.get("delta")
+    found: list[tuple[Event, Any]] = [(event, delta)]
+    if isinstance(delta, dict):
+        found = [({**event, "delta": {name: piece}}, piece) for name, piece in delta.items()]
+    return [(each, piece) for each, piece in found if isinstance(piece, str) and piece]
+
+
+def _with(event: Event, text: str) -> Event:
+    """What `_split` gave, with another piece."""
+    delta = event["delta"]
+    return {**event, "delta": dict.fromkeys(delta, text) if isinstance(delta, dict) else text}
 
 
 def _key(stem: str, event: Event) -> tuple[Any, ...]:
-    return (stem, *(event.get(name) for name in PLACE))
+    """Which text an event is about; without a delta, the beginning of that."""
+    delta = event.get("delta")
+    names = delta if isinstance(delta, dict) else ()
+    return (stem, *(event.get(name) for name in PLACE), *names)
 
 
 def _annotations(events: list[Event], released: Released) -> list[Event]:

@@ -16,12 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from srllm_guard.errors import ShapeError
-from srllm_guard.middleware.records import ABSENT, field, field_names, with_fields, with_items
+from srllm_guard.structure.records import ABSENT, field, field_names, with_fields, with_items
 
 Where = tuple[str | int, ...]
 """The way to a text: names of fields, and indices."""
 
+BYTES = (bytes, bytearray, memoryview)
+"""Types of pictures, files and the like within a value. A whole value of them may be a text as
+servers send it, so it is not known."""
+
 WITHOUT_TEXT = (
+    *BYTES,
     type(None),
     numbers.Number,
     enum.Enum,
@@ -46,6 +51,8 @@ class Visitor:
     call: Callable[[Any, Where], Any]
     trusted: Collection[str] = frozenset()
     """Roles whose messages are passed over."""
+    data: Callable[[str, Where], str] | None = None
+    """What is done with strings of data that are prose, which nobody says; None is `text`."""
 
 
 Walk = Callable[[Any, Visitor, Where], Any]
@@ -86,11 +93,9 @@ def replaced(
 
 def entries(value: Any) -> list[tuple[Any, Any]] | None:
     """The names and values in a mapping, dataclass, pydantic model or named tuple, else None."""
-    if isinstance(value, Mapping):
-        return list(value.items())
     names = field_names(value)
     if names is None:
-        return None
+        return list(value.items()) if isinstance(value, Mapping) else None
     found = [(name, field(value, name)) for name in names]
     return [(name, each) for name, each in found if each is not ABSENT]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,32 +129,3 @@ class Held:
     def _give(self, text: str) -> str:
         self._given.append(text)
         return text
-
-
-def moved(annotations: Sequence[Any], edits: Sequence[Edit]) -> list[Any]:
-    """Annotations of a text at their places after its edits; one within an edit is left out.
-
-    Args:
-        annotations: of chat.completions or responses; those without places stay as they are.
-        edits: by their start.
-    """
-    return [new for each in annotations if (new := _moved(each, edits)) is not None]
-
-
-def _moved(annotation: Any, edits: Sequence[Edit]) -> Any:
-    if not isinstance(annotation, Mapping):
-        return annotation
-    inner = annotation.get("url_citation")
-    if isinstance(inner, Mapping):
-        new = _moved(inner, edits)
-        return None if new is None else {**annotation, "url_citation": new}
-    start, end = annotation.get("start_index"), annotation.get("end_index")
-    if not isinstance(start, int) or not isinstance(end, int):
-        return annotation
-    shift = 0
-    for edit in edits:
-        if edit.end <= start:
-            shift += (edit.new_end - edit.new_start) - (edit.end - edit.start)
-        elif edit.start < end:
-            return None
-    return {**annotation, "start_index": start + shift, "end_index": end + shift}

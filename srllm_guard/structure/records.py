@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 ABSENT: Any = object()
@@ -12,8 +12,11 @@ ABSENT: Any = object()
 
 
 def field(record: Any, name: str) -> Any:
-    """A key of a mapping, or an attribute of anything else; `ABSENT` where there is none."""
-    if isinstance(record, Mapping):
+    """A key of a mapping, or an attribute of anything else; `ABSENT` where there is none.
+
+    Of a mapping that is a dataclass as well, its fields are read as attributes, as people do.
+    """
+    if isinstance(record, Mapping) and name not in _declared(record):
         return record.get(name, ABSENT)
     return getattr(record, name, ABSENT)
 
@@ -23,7 +26,9 @@ def field_names(record: Any) -> tuple[str, ...] | None:
     if isinstance(record, type):
         return None
     if dataclasses.is_dataclass(record):
-        return tuple(each.name for each in dataclasses.fields(record))
+        names = _declared(record)
+        keys: Iterable[Any] = record if isinstance(record, Mapping) else ()
+        return (*names, *(key for key in keys if key not in names))
     if isinstance(record, tuple) and hasattr(record, "_fields"):
         return tuple(record._fields)
     declared = getattr(type(record), "model_fields", None)
@@ -36,12 +41,13 @@ def with_fields(record: Any, changes: Mapping[str, Any]) -> Any:
     """A copy of the record in which these fields differ; the record itself without changes."""
     if not changes:
         return record
-    if isinstance(record, Mapping):
-        if not isinstance(record, MutableMapping):
-            return {**record, **changes}
+    if isinstance(record, MutableMapping):
         copied = copy.copy(record)
-        copied.update(changes)
+        for name, value in changes.items():
+            _put(copied, name, value)
         return copied
+    if isinstance(record, Mapping) and not dataclasses.is_dataclass(record):
+        return {**record, **changes}
     if hasattr(record, "model_copy"):
         return record.model_copy(update=dict(changes))
     if isinstance(record, tuple) and hasattr(record, "_replace"):
@@ -70,3 +76,19 @@ def with_items(sequence: Any, items: list[Any]) -> Any:
     copied = copy.copy(sequence)
     copied[:] = items
     return copied
+
+
+def _declared(record: Any) -> tuple[str, ...]:
+    """Names of the fields that a dataclass declares; none of anything else."""
+    if not dataclasses.is_dataclass(record):
+        return ()
+    return tuple(each.name for each in dataclasses.fields(record))
+
+
+def _put(mapping: MutableMapping[Any, Any], name: Any, value: Any) -> None:
+    """Set an item, and the attribute in which some mappings hold the same."""
+    held = getattr(mapping, "__dict__", {}).get(name, ABSENT)
+    if name in _declared(mapping) or held is mapping.get(name):
+        setattr(mapping, name, value)
+    if mapping.get(name, ABSENT) is not value:
+        mapping[name] = value
