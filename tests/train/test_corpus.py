@@ -175,8 +175,8 @@ def test_where_the_sources_are(config: Config, tmp_path: Path, authored: Path) -
 
 def test_evaluation_texts_are_all_that_four_folders_say(tmp_path: Path) -> None:
     for part in (*corpus.EVALUATION, "train"):
-        rows = [{"text": f"The {part}.", "label": "hate"}, {"id": 7}, {"text": None}]
-        put(tmp_path, part, "some", rows)
+        rows: list[dict[str, Any]] = [{"text": f"The {part}.", "label": "hate"}, {"id": 7}]
+        put(tmp_path, part, "some", [*rows, {"text": None}])
     put(tmp_path, "dev", "pairs", [{"text": "The one.", "safe": ["The other."]}])
     items = {"data": [{"sentences": [{"sentence": "The third."}]}]}
     (tmp_path / "bench" / "items.json").write_text(json.dumps(items))
