@@ -1,1 +1,1 @@
-"""Structured text: moderate the prose inside of JSON, HTML, Markdown and others, keep the rest."""
+"""Structured text and values: the prose inside is moderated, the rest is kept."""
