@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 Range = tuple[int, int]
 """Start and end in code points, end exclusive."""
 
-MAX_CONTEXT = 200
-"""Most characters of context that a rewrite sees."""
-
 SLACK = 24
 """Tokens that a rewrite may have beyond twice its source."""
 
@@ -145,7 +142,8 @@ class Prompt:
         Args:
             segment: the text to rewrite.
             marks: unsafe ranges of `segment`, sorted and apart.
-            context: what stands before it.
+            context: what stands before it. Training gives some; the guard gives none, since its
+                rewrites are better without (docs/lab.md).
         """
         ids = list(self._before)
         if context:
@@ -226,14 +224,8 @@ def rewrite_request(prompt: Prompt, text: str, segment: Segment, marks: Sequence
     source = text[segment.start : segment.end]
     ids = prompt.encode(source)
     return Request(
-        prompt=prompt.rewrite(source, marks, left_context(text, segment.start)),
+        prompt=prompt.rewrite(source, marks),
         stop=frozenset({prompt.end}),
         limit=2 * len(ids) + SLACK,
         draft=tuple(ids),
     )
-
-
-def left_context(text: str, start: int) -> str:
-    """What stands before `start`, as the context of a rewrite: cut at a word."""
-    before = text[max(0, start - MAX_CONTEXT) : start].strip()
-    return before.partition(" ")[2] if start > MAX_CONTEXT else before

@@ -18,13 +18,17 @@ import torch
 from torch import Tensor
 
 from srllm_guard.engines.base import Ids
-from srllm_guard.prompt import Prompt, Range, left_context
+from srllm_guard.prompt import Prompt, Range
 from srllm_guard.text.segments import Segment, segments
 from srllm_guard.verify import new_words
 from train.diff import removed_spans
 from train.example import Example
 
 IGNORED = -100
+
+MAX_CONTEXT = 200
+"""Most characters of context that a pair has."""
+
 _WORD = re.compile(r"\S+")
 
 
@@ -80,6 +84,12 @@ def pairs(example: Example, draw: random.Random, *, nearest: bool = False) -> It
             first, last = (k, m - 1) if j - i == 1 else (k + at - i, k + at - i)
             target = safe[right[first].start : right[last].end]
             yield from _one(example, left[at], target)
+
+
+def left_context(text: str, start: int) -> str:
+    """What stands before `start`: cut at a word."""
+    before = text[max(0, start - MAX_CONTEXT) : start].strip()
+    return before.partition(" ")[2] if start > MAX_CONTEXT else before
 
 
 def _nearest(example: Example) -> list[str]:

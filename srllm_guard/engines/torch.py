@@ -5,8 +5,8 @@ requests run one prompt at a time, windows one by one. On CUDA they share batche
 of a sum depend on the shape of the batch.
 
 Detection does not hand its states to the rewrite. The window that is judged and the prompt that
-asks for a rewrite are different ids: marks around the unsafe words, other context before the
-segment, the question behind it. Keys and values of a token hang on all ids before it, so only
+asks for a rewrite are different ids: marks around the unsafe words, nothing before the segment,
+the question behind it. Keys and values of a token hang on all ids before it, so only
 the constant beginning of the format is shared, and that is computed once. Prompts come again: what
 was decoded is scored, barred and drawn anew. Their keys and values are kept for a while, but for
 decoding in fixed shapes, which has a cache of its own.

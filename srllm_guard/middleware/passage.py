@@ -15,14 +15,13 @@ from srllm_guard.language import Language, language
 from srllm_guard.middleware.tongue import Tongue
 from srllm_guard.moderator import Moderator
 from srllm_guard.policy import Policy
-from srllm_guard.prompt import MAX_CONTEXT
 from srllm_guard.repair import Repair
 from srllm_guard.results import Action, Edit, Moderation
 from srllm_guard.runtime import Runtime
 from srllm_guard.text.segments import Segment
 
-LEAD = 2 * MAX_CONTEXT
-"""Characters that are kept before the last window, as context of a rewrite."""
+LEAD = 400
+"""Characters that are kept before the last window: repairs look at what stands around."""
 
 _BLANK = re.compile(r"[ \t]*+")
 _SPACE = re.compile(r"\s*+")

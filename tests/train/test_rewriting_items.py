@@ -219,3 +219,12 @@ def test_the_nearest_variation_is_taught_and_a_far_one_is_not(prompt: Prompt) ->
     for seed in range(5):
         items = rewriting.items([both, alone], prompt, seed, most_new=1, nearest=True)
         assert [prompt.decode(item.target[:-1]) for item in items] == [near]
+
+
+def test_context_is_cut_at_a_word() -> None:
+    text = "word " * 100 + "Here."
+    context = rewriting.left_context(text, len(text) - 5)
+    assert rewriting.MAX_CONTEXT - 10 < len(context) <= rewriting.MAX_CONTEXT
+    assert set(context.split()) == {"word"}
+    assert rewriting.left_context("Hi. You.", 4) == "Hi."
+    assert rewriting.left_context("You.", 0) == ""

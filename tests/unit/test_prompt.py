@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from srllm_guard.errors import BundleError
-from srllm_guard.prompt import MAX_CONTEXT, Prompt, left_context
+from srllm_guard.prompt import Prompt, rewrite_request
+from srllm_guard.text.segments import segments
 from tests.byte_engine import TEMPLATE, byte_values
 from tests.tiny_model import CONTROL, tokenizer
 
@@ -110,13 +111,12 @@ def test_barred_sequences_are_short_runs_of_the_phrase() -> None:
     assert all(PROMPT.barred("a"))
 
 
-def test_context_is_cut_at_a_word() -> None:
-    text = "word " * 100 + "Here."
-    context = left_context(text, len(text) - 5)
-    assert MAX_CONTEXT - 10 < len(context) <= MAX_CONTEXT
-    assert set(context.split()) == {"word"}
-    assert left_context("Hi. You.", 4) == "Hi."
-    assert left_context("You.", 0) == ""
+def test_a_rewrite_is_asked_for_without_what_stands_before() -> None:
+    text = "Hi. You fool."
+    [_, segment] = segments(text)
+    request = rewrite_request(PROMPT, text, segment, [(4, 8)])
+    assert request.prompt == PROMPT.rewrite("You fool.", [(4, 8)])
+    assert request.prompt != PROMPT.rewrite("You fool.", [(4, 8)], "Hi.")
 
 
 def test_an_unknown_format_is_refused() -> None:
