@@ -102,8 +102,8 @@ def test_each_marked_segment_is_asked_for_once_and_greedily() -> None:
     first, second = engine.asked
     assert [(r.temperature, r.barred) for r in engine.asked] == [(0.0, ())] * 2
     assert first.stop == {running.prompt.end}
-    assert "The boat is late." not in engine.read(first.prompt)  # marks stand in it
-    assert "The boat is late." in engine.read(second.prompt)  # as its context
+    assert "The\0 boat\0 is late." in engine.read(first.prompt)
+    assert "boat" not in engine.read(second.prompt)
     assert second.limit > len("Ask the lazy clerk, that stupid fool.")
 
 

@@ -21,11 +21,12 @@ def test_first_rung_greedy(byte_engine: ByteEngine, byte_guard: Guard) -> None:
     assert request.barred == ()
 
 
-def test_a_rewrite_sees_what_stands_before(byte_engine: ByteEngine, byte_guard: Guard) -> None:
+def test_a_rewrite_sees_its_sentence_alone(byte_engine: ByteEngine, byte_guard: Guard) -> None:
     byte_guard.moderate("Ed is late. You idiot. Bye.")
     [request] = byte_engine.asked
     read = byte_engine.read(request.prompt)
-    assert "user\nEd is late.\0You\0 idiot\0." in read
+    assert "user\nYou\0 idiot\0.\0" in read
+    assert "late" not in read
     assert "Bye" not in read
 
 
