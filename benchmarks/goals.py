@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.metrics import share
-from benchmarks.report import digests, measured, table
+from benchmarks.report import at, digests, measured, table
 
 FILES = ("detection", "identity", "quality", "robustness", "stereoset", "prompting", "startup")
 READING = "reading"
@@ -50,11 +50,8 @@ class Result:
     """Whether the authored records have changed since."""
 
     def at(self, path: str) -> Any:
-        """What stands at a path of keys, such as "sets/appdia/systems"; None if nothing does."""
-        found = self.content
-        for key in filter(None, path.split("/")):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found
+        """What stands at a path of keys; see `report.at`."""
+        return at(self.content, path)
 
     def parts(self, path: str = "") -> list[tuple[str, Result]]:
         """What the mapping at a path holds, by name; nothing if there is none."""

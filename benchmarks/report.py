@@ -311,7 +311,7 @@ def joined(path: Path, earlier: Mapping[str, Any], later: Mapping[str, Any]) -> 
             engine, precision, split or seed.
     """
     for what, where in SAME.items():
-        before, after = (_at(made, where) for made in (earlier, later))
+        before, after = (at(made, where) for made in (earlier, later))
         if before != after:
             raise ValueError(f"{path} is of another {what}")
     return {
@@ -321,8 +321,9 @@ def joined(path: Path, earlier: Mapping[str, Any], later: Mapping[str, Any]) -> 
     }
 
 
-def _at(made: Mapping[str, Any], path: str) -> Any:
-    found: Any = made
-    for key in path.split("/"):
+def at(content: Any, path: str) -> Any:
+    """What stands at a path of keys, such as "sets/appdia/systems"; None if nothing does."""
+    found = content
+    for key in filter(None, path.split("/")):
         found = found.get(key) if isinstance(found, Mapping) else None
     return found
